@@ -1,0 +1,72 @@
+"""Activation sparsity in diffusion language models: measure it, watch it move, use it.
+
+The public names are imported on first use, so that `import dllm_sparse` and `dllm-sparse --help` never load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dllm_sparse.generation import Generation, generate
+    from dllm_sparse.models.loading import LanguageModel, load
+    from dllm_sparse.samplers.config import SamplerConfig
+    from dllm_sparse.samplers.likelihood import log_likelihood
+    from dllm_sparse.sparsity.config import SparsityConfig
+    from dllm_sparse.sparsity.rules import top_p_mask
+    from dllm_sparse.sparsity.sparsifier import Sparsifier, sparsify
+    from dllm_sparse.types import Observer, Site, Step, StepContext, StepResult, TokenClass
+
+_HOMES = {
+    "Generation": "generation",
+    "generate": "generation",
+    "LanguageModel": "models.loading",
+    "load": "models.loading",
+    "SamplerConfig": "samplers.config",
+    "log_likelihood": "samplers.likelihood",
+    "SparsityConfig": "sparsity.config",
+    "top_p_mask": "sparsity.rules",
+    "Sparsifier": "sparsity.sparsifier",
+    "sparsify": "sparsity.sparsifier",
+    "Observer": "types",
+    "Site": "types",
+    "Step": "types",
+    "StepContext": "types",
+    "StepResult": "types",
+    "TokenClass": "types",
+}
+
+__all__ = [
+    "Generation",
+    "LanguageModel",
+    "Observer",
+    "SamplerConfig",
+    "Site",
+    "Sparsifier",
+    "SparsityConfig",
+    "Step",
+    "StepContext",
+    "StepResult",
+    "TokenClass",
+    "__version__",
+    "generate",
+    "load",
+    "log_likelihood",
+    "sparsify",
+    "top_p_mask",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dllm_sparse' has no attribute {name!r}")
+    value = getattr(import_module(f"dllm_sparse.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,180 @@
+"""`generate`: prompts in, texts and measurements out, for both kinds of model. Glue, no mathematics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.samplers.autoregressive import decode
+from dllm_sparse.samplers.config import SamplerConfig
+from dllm_sparse.samplers.masked_diffusion import Decoded, denoise
+from dllm_sparse.sparsity.config import SparsityConfig
+from dllm_sparse.sparsity.sparsifier import sparsify
+from dllm_sparse.types import Observer, UsageError
+
+
+@dataclass(slots=True)
+class Generation:
+    """What `generate` returns. `ids` is [B, P + generated] with the prompt and its left padding in front.
+
+    `forward_passes` counts a guided (CFG) step once, full and cached forwards once each. `tokens_per_second` counts
+    generated tokens before the first end-of-text; `canvas_tokens_per_second` counts every generated position.
+    """
+
+    texts: list[str]
+    ids: Tensor
+    prompt_length: int
+    forward_passes: int
+    seconds: float
+    generated_tokens: int
+    commit_step: Tensor
+    sparsity: dict[str, float] | None = None
+    sparsity_report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens before the first end-of-text, per second of decoding."""
+        return self.generated_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def canvas_tokens_per_second(self) -> float:
+        """All generated positions per second of decoding."""
+        positions = self.ids.shape[0] * (self.ids.shape[1] - self.prompt_length)
+        return positions / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {
+            "texts": self.texts,
+            "ids": self.ids.tolist(),
+            "prompt_length": self.prompt_length,
+            "forward_passes": self.forward_passes,
+            "seconds": self.seconds,
+            "generated_tokens": self.generated_tokens,
+            "tokens_per_second": self.tokens_per_second,
+            "canvas_tokens_per_second": self.canvas_tokens_per_second,
+            "commit_step": self.commit_step.tolist(),
+            "sparsity": self.sparsity,
+            "sparsity_report": self.sparsity_report,
+        }
+
+
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[str] | str | None = None,
+    prompt_ids: Tensor | Sequence[Sequence[int]] | None = None,
+    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
+    sampler: SamplerConfig | None = None,
+    sparsity: SparsityConfig | None = None,
+    observers: Sequence[Observer] = (),
+    chat: bool = False,
+) -> Generation:
+    """Decodes one batch, under step-aware sparsity if a config is given.
+
+    Give either `prompts` (texts; left-padded to one length, `chat=True` applies the tokenizer's chat template) or
+    `prompt_ids` [B, P] with an optional 0/1 `attention_mask` [B, P]. Observers see steps and masks and change nothing.
+    Raises UsageError for impossible options, NonFiniteActivations for NaN or Inf.
+    """
+    sampler = sampler or SamplerConfig()
+    if (prompts is None) == (prompt_ids is None):
+        raise UsageError("give either prompts or prompt_ids")
+    if prompts is not None:
+        ids, mask = encode(lm, [prompts] if isinstance(prompts, str) else prompts, chat=chat)
+    else:
+        assert prompt_ids is not None
+        ids, mask = _given_ids(lm, prompt_ids, attention_mask)
+    loop = denoise if lm.kind == "diffusion" else decode
+    with sparsify(lm, sparsity, observers) if sparsity else nullcontext() as handle:
+        watching = (*observers, handle) if handle else tuple(observers)
+        _synchronize(lm)
+        started = time.perf_counter()
+        decoded = loop(lm, ids, mask, sampler, watching)
+        _synchronize(lm)
+        seconds = time.perf_counter() - started
+    result = _generation(lm, decoded, ids.shape[1], sampler, seconds)
+    if handle:
+        result.sparsity = handle.sparsity
+        result.sparsity_report = handle.counts.to_dict()
+    return result
+
+
+def encode(lm: LanguageModel, prompts: Sequence[str], *, chat: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Token ids [B, P] int64, left-padded, and their 0/1 mask [B, P] (None when nothing is padded)."""
+    if lm.tokenizer is None:
+        raise UsageError(f"{lm.name} has no tokenizer; give prompt_ids instead of text")
+    if not prompts:
+        raise UsageError("no prompt was given")
+    rows = [_encode_one(lm, prompt, chat=chat) for prompt in prompts]
+    width = max(len(row) for row in rows)
+    if width == 0:
+        raise UsageError("the prompt is empty and the model has no BOS token to start from")
+    pad = next((token for token in (lm.config.pad_token_id, lm.config.eos_token_id) if token is not None), 0)
+    if pad == lm.mask_token_id:
+        raise UsageError("the padding id equals the mask id; set pad_token_id in the checkpoint's config")
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    if all(len(row) == width for row in rows):
+        return ids, None
+    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+
+
+def _encode_one(lm: LanguageModel, prompt: str, *, chat: bool) -> list[int]:
+    assert lm.tokenizer is not None
+    if not chat:
+        ids = list(lm.tokenizer(prompt)["input_ids"])
+        if not ids and lm.config.bos_token_id is not None:
+            ids = [lm.config.bos_token_id]
+        return ids
+    if not getattr(lm.tokenizer, "chat_template", None):
+        raise UsageError(f"{lm.name}'s tokenizer has no chat template; use --no-chat")
+    message = [{"role": "user", "content": prompt}]
+    text = lm.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _given_ids(
+    lm: LanguageModel, prompt_ids: Tensor | Sequence[Sequence[int]], attention_mask: Any
+) -> tuple[Tensor, Tensor | None]:
+    ids = torch.as_tensor(prompt_ids, dtype=torch.int64)
+    if ids.dim() != 2 or ids.shape[1] == 0:
+        raise UsageError(f"prompt_ids must be [B, P] with P >= 1; got shape {list(ids.shape)}")
+    if int(ids.min()) < 0 or int(ids.max()) >= lm.config.vocab_size:
+        raise UsageError(f"prompt_ids hold ids outside 0..{lm.config.vocab_size - 1}")
+    mask = None if attention_mask is None else torch.as_tensor(attention_mask, dtype=torch.int64)
+    if mask is not None and mask.shape != ids.shape:
+        raise UsageError(f"attention_mask is {list(mask.shape)}, prompt_ids {list(ids.shape)}")
+    return ids, mask
+
+
+def _generation(
+    lm: LanguageModel, decoded: Decoded, prompt_length: int, sampler: SamplerConfig, seconds: float
+) -> Generation:
+    """Cuts each row at its first end-of-text for texts and token counts; ids stay whole."""
+    eos = sampler.eos_token_id if sampler.eos_token_id is not None else lm.config.eos_token_id
+    ends = {token for token in (eos, *lm.config.stop_token_ids) if token is not None}
+    texts, count = [], 0
+    for row in decoded.ids[:, prompt_length:].tolist():
+        kept = row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
+        count += len(kept)
+        if lm.tokenizer is not None:
+            texts.append(str(lm.tokenizer.decode(kept, skip_special_tokens=True)))
+    return Generation(
+        texts=texts,
+        ids=decoded.ids.cpu(),
+        prompt_length=prompt_length,
+        forward_passes=decoded.forward_passes,
+        seconds=seconds,
+        generated_tokens=count,
+        commit_step=decoded.commit_step.cpu(),
+    )
+
+
+def _synchronize(lm: LanguageModel) -> None:
+    if lm.device.type == "cuda":
+        torch.cuda.synchronize(lm.device)

@@ -1,0 +1,129 @@
+"""config.json of a checkpoint -> Family and TransformerConfig, or an error that names the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from dllm_sparse.models.config import Activation, RopeScaling, TransformerConfig
+from dllm_sparse.models.families import FAMILIES, Family
+from dllm_sparse.types import CheckpointError, UnsupportedArchitecture
+
+_ACTIVATION_NAMES = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "swish": "silu", "swiglu": "silu"}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def read_config(folder: Path) -> tuple[Family, TransformerConfig, torch.dtype]:
+    """The family, the architecture and the stored dtype of a checkpoint folder.
+
+    Raises CheckpointError for an unreadable or contradictory config, UnsupportedArchitecture for another family.
+    """
+    path = folder / "config.json"
+    raw = _read_json(path)
+    family = family_of(raw, path)
+    for name, allowed in family.must_be.items():
+        if name in raw and raw[name] not in allowed:
+            raise UnsupportedArchitecture(f"{path}: {name} is {raw[name]!r}; only {allowed[0]!r} is supported")
+    values = {name: raw[key] for name, key in family.fields.items() if raw.get(key) is not None}
+    generation = folder / "generation_config.json"
+    if generation.exists():
+        ids = _read_json(generation)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if ids.get(name) is not None:
+                values[name] = ids[name]
+    values = {**values, **family.fixed}
+    _complete(values, raw, family, path)
+    dtype = _DTYPES.get(str(raw.get("dtype") or raw.get("torch_dtype")), torch.bfloat16)
+    try:
+        return family, TransformerConfig(causal=family.kind == "autoregressive", **values), dtype
+    except TypeError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def family_of(raw: dict[str, Any], path: Path) -> Family:
+    """The family of a config.json's content. A mixture of experts is not a dense family, whatever its model_type."""
+    model_type = str(raw.get("model_type", ""))
+    architecture = next(iter(raw.get("architectures") or [model_type or "unknown"]))
+    experts = raw.get("num_experts") or raw.get("num_local_experts") or raw.get("n_routed_experts")
+    if model_type not in FAMILIES or experts:
+        known = ", ".join(f"{family.name} ({key})" for key, family in FAMILIES.items())
+        detail = " with experts" if experts else ""
+        raise UnsupportedArchitecture(f"{path}: {architecture} (model_type {model_type!r}){detail}; supported: {known}")
+    return FAMILIES[model_type]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    return raw
+
+
+def _complete(values: dict[str, Any], raw: dict[str, Any], family: Family, path: Path) -> None:
+    """Fills what a config may leave out and turns every field into the type TransformerConfig has."""
+    values.setdefault("vocab_size", raw.get("vocab_size"))
+    for name in ("vocab_size", "width", "layers", "heads", "ffn_width", "max_positions"):
+        value = values.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            field = family.fields[name]
+            raise CheckpointError(f"{path}: {field} is {value!r}; expected a positive integer")
+    values.setdefault("kv_heads", values["heads"])
+    for name, default in family.defaults.items():
+        if not name.endswith("_token_id") or default < values["vocab_size"]:
+            values.setdefault(name, default)
+    values.setdefault("head_dim", values["width"] // values["heads"])
+    if values["heads"] % values["kv_heads"]:
+        raise CheckpointError(f"{path}: {values['heads']} heads cannot share {values['kv_heads']} key/value heads")
+    activation = _ACTIVATION_NAMES.get(values.get("activation", "silu"), values.get("activation", "silu"))
+    if activation not in get_args(Activation):
+        raise UnsupportedArchitecture(
+            f"{path}: activation {activation!r}; supported: {', '.join(get_args(Activation))}"
+        )
+    values["activation"] = activation
+    _rope(values, raw, path)
+    if raw.get("sliding_window") and raw.get("use_sliding_window", True):
+        values["max_positions"] = min(values["max_positions"], raw["sliding_window"])
+    _token_ids(values, family, path)
+
+
+def _rope(values: dict[str, Any], raw: dict[str, Any], path: Path) -> None:
+    """rope_theta and scaling from `rope_theta` + `rope_scaling` or from transformers 5's `rope_parameters`."""
+    scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    if "rope_theta" in scaling:
+        values["rope_theta"] = scaling["rope_theta"]
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return
+    if kind not in ("linear", "llama3"):  # yarn, dynamic, longrope
+        raise UnsupportedArchitecture(f"{path}: rope scaling {kind!r}; supported: default, linear, llama3")
+    values["rope_scaling"] = RopeScaling(
+        kind="linear" if kind == "linear" else "llama3",
+        factor=float(scaling["factor"]),
+        low_freq_factor=float(scaling.get("low_freq_factor", 1.0)),
+        high_freq_factor=float(scaling.get("high_freq_factor", 4.0)),
+        original_max_positions=int(scaling.get("original_max_position_embeddings", 8192)),
+    )
+
+
+def _token_ids(values: dict[str, Any], family: Family, path: Path) -> None:
+    eos = values.get("eos_token_id")
+    if isinstance(eos, list):
+        values["eos_token_id"] = eos[0] if eos else None
+        values["stop_token_ids"] = tuple(eos[1:])
+    for name in [name for name in values if name.endswith("_token_id")]:
+        value = values[name]
+        # Llama writes pad_token_id -1 or null for "none".
+        if value is not None and not 0 <= value < values["vocab_size"]:
+            if name == "mask_token_id":
+                raise CheckpointError(
+                    f"{path}: mask_token_id {value} is outside the vocabulary of {values['vocab_size']}"
+                )
+            values[name] = None
+    if family.kind == "diffusion" and values.get("mask_token_id") is None:
+        raise CheckpointError(f"{path}: a {family.name} checkpoint must name its mask_token_id")

@@ -1,0 +1,73 @@
+"""The one architecture description every native family is reduced to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """Llama 3.1's frequency-dependent position scaling; `kind="linear"` divides all positions by `factor`."""
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerConfig:
+    """A pre-norm GLU transformer: the facts that differ between LLaDA, Dream, Llama, Mistral, Qwen and SmolLM.
+
+    Widths are in features, `max_positions` in tokens. `causal=False` is the bidirectional attention of a
+    masked-diffusion model. `logit_shift` is 1 where position i predicts token i+1 in a diffusion model (Dream).
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_width: int
+    max_positions: int
+    causal: bool
+    activation: Activation = "silu"
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tied: bool = False
+    logit_shift: int = 0
+    mask_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    eot_token_id: int | None = None
+    pad_token_id: int | None = None
+    stop_token_ids: tuple[int, ...] = ()  # ends of text besides eos_token_id (Llama 3.1 has three)
+
+    @property
+    def qkv_widths(self) -> tuple[int, int, int]:
+        """Output widths of the query, key and value projections, in features."""
+        return self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, the tied head counted once."""
+        attention = self.width * sum(self.qkv_widths) + self.heads * self.head_dim * self.width
+        biases = self.qkv_bias * sum(self.qkv_widths) + self.output_bias * self.width
+        biases += self.mlp_bias * (2 * self.ffn_width + self.width)
+        norms = 2 * self.width + self.qk_norm * 2 * self.head_dim
+        block = attention + biases + norms + 3 * self.width * self.ffn_width
+        return self.layers * block + self.width + (1 if self.tied else 2) * self.vocab_size * self.width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, JSON-ready."""
+        return asdict(self)

@@ -1,0 +1,263 @@
+"""ONE transformer for every native family: bidirectional or causal, with or without a KV cache.
+
+A masked-diffusion model and its autoregressive baseline run the same code, so a comparison compares models.
+Shapes: B rows, T tokens of this forward, S cached length, D width, F FFN width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.types import SiteName, StepContext
+
+Tap = Callable[[SiteName, Tensor], Tensor]
+"""Sees the values at a site and returns what the FFN goes on with."""
+
+FFNOverride = Callable[["FeedForward", Tensor, StepContext | None], Tensor]
+"""Replaces the dense FFN of one layer: (ffn, x [B, T, D], context) -> [B, T, D]."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+class RMSNorm(nn.Module):
+    """Normalises in fp32, casts back, then scales (LLaDA's and Llama's order of operations)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> the same shape and dtype."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        scaled: Tensor = self.weight * wide.to(x.dtype)
+        return scaled
+
+
+def rope_frequencies(config: TransformerConfig) -> Tensor:
+    """Inverse frequencies [head_dim / 2] in fp32, with Llama 3.1's or linear scaling applied."""
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponent)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    wavelengths = 2 * torch.pi / frequencies
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    smooth = (scaling.original_max_positions / wavelengths - low) / (high - low)
+    smooth = smooth.clamp(0.0, 1.0)
+    return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+
+
+def rope_tables(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, [..., T, head_dim] fp32, for integer positions [..., T]."""
+    angles = positions[..., None].float() * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates [B, heads, T, head_dim] by halves, in fp32 whatever the model's dtype (LLaDA's full precision)."""
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class KVCache:
+    """Static post-RoPE keys and values, addressed by canvas position; a forward rewrites its own slice in place."""
+
+    def __init__(self, config: TransformerConfig, batch: int, length: int, device: torch.device, dtype: torch.dtype):
+        shape = (config.layers, batch, config.kv_heads, length, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+
+    @property
+    def length(self) -> int:
+        """Canvas positions the buffers can hold."""
+        return self.keys.shape[3]
+
+    def update(self, layer: int, start: int, key: Tensor, value: Tensor, visible: int) -> tuple[Tensor, Tensor]:
+        """Stores [B, kv_heads, T, head_dim] at `start` and returns the first `visible` positions."""
+        stop = start + key.shape[2]
+        self.keys[layer, :, :, start:stop] = key
+        self.values[layer, :, :, start:stop] = value
+        return self.keys[layer, :, :, :visible], self.values[layer, :, :, :visible]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped keys and values; the three input projections are one matrix."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.qkv_proj = nn.Linear(config.width, sum(config.qkv_widths), bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.heads * config.head_dim, config.width, bias=config.output_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        start: int,
+        visible: int,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]; `bias` is a bool mask broadcastable to [B, heads, T, S], True where a key is seen."""
+        batch, tokens, _ = x.shape
+        widths = self.config.qkv_widths
+        query, key, value = (
+            part.view(batch, tokens, -1, self.config.head_dim) for part in self.qkv_proj(x).split(widths, dim=-1)
+        )
+        if self.config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        query, key = apply_rope(query, *rope), apply_rope(key, *rope)
+        if cache is not None:
+            key, value = cache.update(self.layer, start, key, value, visible)
+        causal = self.config.causal and bias is None and tokens > 1
+        grouped = self.config.kv_heads != self.config.heads
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal, enable_gqa=grouped)
+        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, tokens, -1))
+        return out
+
+
+class FeedForward(nn.Module):
+    """Gated FFN, down(act(gate x) * up x), with the paper's four sites exposed to a tap.
+
+    gate and up are one matrix [2F, D], gate rows first. `override`, when set, computes the layer instead: that
+    is how the sparsifier gets in, and the only thing it changes on the model.
+    """
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.activation = ACTIVATIONS[config.activation]
+        self.gate_up_proj = nn.Linear(config.width, 2 * config.ffn_width, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.ffn_width, config.width, bias=config.mlp_bias)
+        self.override: FFNOverride | None = None
+
+    def forward(self, x: Tensor, context: StepContext | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        if self.override is not None:
+            return self.override(self, x, context)
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(self.activation(gate) * up)
+        return out
+
+    def tapped(self, x: Tensor, tap: Tap) -> Tensor:
+        """The same computation with `tap` called at input, gate, up and intermediate, in that order."""
+        gate, up = self.gate_up_proj(tap("input", x)).chunk(2, dim=-1)
+        gate, up = tap("gate", self.activation(gate)), tap("up", up)
+        out: Tensor = self.down_proj(tap("intermediate", gate * up))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm attention and FFN, each with a residual."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
+        self.ffn = FeedForward(config, layer)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        start: int,
+        visible: int,
+        cache: KVCache | None,
+        context: StepContext | None,
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        x = x + self.attention(self.attention_norm(x), rope, bias, start, visible, cache)
+        x = x + self.ffn(self.ffn_norm(x), context)
+        return x
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks, final norm, head. Source: LLaDA (arXiv 2502.09992, app. B) and Llama share this stack."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        # Not a buffer: `module.to(bfloat16)` must not round the frequencies.
+        self._frequencies = rope_frequencies(config)
+
+    @property
+    def ffns(self) -> Sequence[FeedForward]:
+        """The FFN of every layer, in order."""
+        return [block.ffn for block in self.blocks]  # type: ignore[misc]
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        start: int = 0,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        rows: slice = slice(None),
+        context: StepContext | None = None,
+    ) -> Tensor:
+        """Logits [B, rows, V] for ids [B, T] that sit at canvas positions start .. start+T.
+
+        `attention_mask` [B, S] marks real tokens (1) and padding (0) over all positions attended to: S = start+T for
+        a causal model, the cache's length for a bidirectional one. `positions` [B, T] overrides the rotary positions
+        (default: canvas positions). `rows` selects which of the T tokens need logits.
+        """
+        tokens = ids.shape[1]
+        visible = start + tokens if self.config.causal or cache is None else cache.length
+        if positions is None:
+            positions = torch.arange(start, start + tokens, device=ids.device)[None]
+        self._frequencies = self._frequencies.to(ids.device)
+        cos, sin = rope_tables(self._frequencies, positions)
+        rope = (cos.unsqueeze(1), sin.unsqueeze(1))
+        bias = attention_bias(attention_mask, start, tokens, visible, self.config.causal, ids.device)
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = block(x, rope, bias, start, visible, cache, context)
+        logits: Tensor = self.head(self.norm(x[:, rows]))
+        return logits
+
+
+def attention_bias(
+    attention_mask: Tensor | None, start: int, tokens: int, visible: int, causal: bool, device: torch.device
+) -> Tensor | None:
+    """Bool mask [B or 1, 1, T, S], True where a key is seen; None where plain (causal) attention is already right."""
+    padded = attention_mask is not None and not bool(attention_mask.all())
+    if not causal:
+        return attention_mask[:, None, None, :visible].bool() if padded and attention_mask is not None else None
+    if not padded and (start == 0 or tokens == 1):
+        return None
+    queries = torch.arange(start, start + tokens, device=device)[:, None]
+    keys = torch.arange(visible, device=device)[None]
+    seen = (keys <= queries)[None, None]
+    if padded and attention_mask is not None:
+        # A padding query sees itself, or its softmax would have no entry at all.
+        seen = seen & attention_mask[:, None, None, :visible].bool() | (keys == queries)
+    return seen

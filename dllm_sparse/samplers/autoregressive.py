@@ -1,0 +1,131 @@
+"""The autoregressive baseline: prefill, then one cached forward per token, with the same steps and observers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dllm_sparse.models.loading import LanguageModel, rotary_positions
+from dllm_sparse.models.transformer import KVCache
+from dllm_sparse.samplers.confidence import choose_tokens, token_probabilities
+from dllm_sparse.samplers.config import SamplerConfig
+from dllm_sparse.samplers.masked_diffusion import Decoded, check_context
+from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, TokenClass
+
+
+@torch.inference_mode()
+def decode(
+    lm: LanguageModel,
+    prompt: Tensor,
+    attention_mask: Tensor | None = None,
+    config: SamplerConfig | None = None,
+    observers: Observers = (),
+) -> Decoded:
+    """Decodes up to `gen_length` tokens behind prompt [B, P] int64; `attention_mask` [B, P] is 0 on left padding.
+
+    Greedy at temperature 0 (identical to transformers in fp32), else Gumbel sampling in fp64. With `stop_at_eos`
+    finished rows are filled with the pad id and the loop ends when all rows are finished. Step 0 is the prefill.
+    """
+    config = config or SamplerConfig()
+    check_context(lm, prompt.shape[1], config.gen_length)
+    loop = _Loop(lm, prompt.to(lm.device), attention_mask, config, observers)
+    for index in range(config.gen_length):
+        loop.run_step(Step(index, config.gen_length, 0, index))
+        if config.stop_at_eos and bool(loop.finished.all()):
+            break
+    return Decoded(loop.ids[:, : loop.length], loop.forwards, loop.commit_step[:, : loop.length - loop.prompt_length])
+
+
+class _Loop:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompt: Tensor,
+        attention_mask: Tensor | None,
+        config: SamplerConfig,
+        observers: Observers,
+    ) -> None:
+        self.lm, self.config, self.observers = lm, config, observers
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.prompt_length = self.length = prompt.shape[1]
+        total = self.length + config.gen_length
+        self.stop_ids, self.fill = _end_ids(lm, config)
+        self.ids = torch.nn.functional.pad(prompt, (0, config.gen_length), value=self.fill)
+        self.mask = None
+        self.positions = torch.arange(total, device=prompt.device)[None].expand(prompt.shape[0], -1)
+        if attention_mask is not None and not bool(attention_mask.all()):
+            self.mask = torch.nn.functional.pad(attention_mask.to(prompt.device), (0, config.gen_length), value=1)
+            self.positions = rotary_positions(self.mask)
+        self.cache = KVCache(lm.config, prompt.shape[0], total, lm.device, lm.dtype)
+        self.finished = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
+        self.commit_step = torch.full_like(self.ids[:, self.prompt_length :], -1)
+        self.forwards = 0
+        for observer in observers:
+            observer.on_start(self.ids, self._classes(0, total))
+
+    def run_step(self, step: Step) -> None:
+        """One forward over what is not cached yet, one token per row."""
+        start = 0 if step.index == 0 else self.length - 1
+        window = slice(start, self.length)
+        context = StepContext(step, self._classes(start, self.length), start)
+        mask = None if self.mask is None else self.mask[:, : self.length]
+        logits = self.lm.transformer(
+            self.ids[:, window],
+            start=start,
+            attention_mask=mask,
+            positions=self.positions[:, window],
+            cache=self.cache,
+            rows=slice(-1, None),
+            context=context,
+        )
+        self.forwards += 1
+        token, confidence = self._decide(logits, step)
+        self._commit(token, confidence, step)
+
+    def _decide(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        uniform = None
+        if self.config.temperature > 0:
+            uniform = torch.rand(logits.shape, dtype=torch.float64, generator=self.generator).to(logits.device)
+        token = choose_tokens(logits, self.config.temperature, uniform)
+        if not bool(torch.isfinite(logits.gather(-1, token.unsqueeze(-1))).all()):
+            raise NonFiniteActivations(f"NaN or Inf in the logits at step {step.index}")
+        return token.squeeze(1), token_probabilities(logits, token, torch.float32).squeeze(1)
+
+    def _commit(self, token: Tensor, confidence: Tensor, step: Step) -> None:
+        fresh = ~self.finished
+        self.ids[:, self.length] = torch.where(fresh, token, self.fill)
+        self.commit_step[fresh, self.length - self.prompt_length] = step.index
+        if self.config.stop_at_eos:
+            self.finished |= torch.isin(token, self.stop_ids)
+        if self.observers:
+            committed = torch.zeros_like(self.ids, dtype=torch.bool)
+            committed[:, self.length] = fresh
+            whole = torch.full(self.ids.shape, -torch.inf, device=self.ids.device)
+            whole[:, self.length] = confidence
+            for observer in self.observers:
+                observer.on_step(step, StepResult(self.ids, committed, whole))
+        self.length += 1
+
+    def _classes(self, start: int, stop: int) -> Tensor:
+        """The token fed to a decoding step was committed by the step before; rows that ended are padding."""
+        classes = torch.full(
+            (self.ids.shape[0], stop - start), TokenClass.DECODED, dtype=torch.int8, device=self.ids.device
+        )
+        if start < self.prompt_length:
+            classes[:, : self.prompt_length - start] = TokenClass.PROMPT
+            classes[:, self.prompt_length - start :] = TokenClass.MASKED
+        else:
+            classes[:, -1] = TokenClass.COMMITTED
+            classes[self.finished, -1] = TokenClass.PADDING
+        if self.mask is not None:
+            classes[self.mask[:, start:stop] == 0] = TokenClass.PADDING
+        return classes
+
+
+def _end_ids(lm: LanguageModel, config: SamplerConfig) -> tuple[Tensor, int]:
+    """The ids that end a row, and the id finished rows are filled with."""
+    eos = config.eos_token_id if config.eos_token_id is not None else lm.config.eos_token_id
+    own = lm.config.stop_token_ids if config.eos_token_id is None else ()
+    ids = [token for token in (eos, *own) if token is not None]
+    fill = next((token for token in (lm.config.pad_token_id, eos) if token is not None), 0)
+    return torch.tensor(ids, dtype=torch.int64, device=lm.device), fill

@@ -1,0 +1,105 @@
+"""How text is decoded: one frozen, validated description for both kinds of model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from dllm_sparse.types import UsageError
+
+Remasking = Literal["low_confidence", "random"]
+Cache = Literal["none", "prefix", "dual"]
+ConfidenceDtype = Literal["model", "float32", "float64"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerConfig:
+    """Decoding options under LLaDA's names (arXiv 2502.09992, app. B.4); Fast-dLLM's for cache, threshold, factor.
+
+    Diffusion: `gen_length` masks are decoded in blocks of `block_length`, `steps` (None: one per token) split evenly
+    over the blocks. `threshold` commits every masked token of the block at least that confident (always the best one),
+    `factor` uses Fast-dLLM's factor rule; both ignore `steps`. `confidence_dtype` is the type of the confidence
+    softmax: the model's (LLaDA) or float64 (Fast-dLLM).
+
+    Autoregressive: only gen_length, temperature, stop_at_eos, the eos ids and seed are used.
+
+    Extras that are off by default: `stop_at_eos` ends a generation once every row holds an EOS in its finished blocks;
+    `early_block_exit` skips the forwards of a block that has no mask left. Raises UsageError for impossible values.
+    """
+
+    gen_length: int = 128
+    steps: int | None = None
+    block_length: int = 32
+    temperature: float = 0.0
+    cfg_scale: float = 0.0
+    remasking: Remasking = "low_confidence"
+    cache: Cache = "none"
+    threshold: float | None = None
+    factor: float | None = None
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+    confidence_dtype: ConfidenceDtype = "model"
+    eos_token_id: int | None = None
+    eot_token_id: int | None = None
+    stop_at_eos: bool = False
+    early_block_exit: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kind in (("remasking", Remasking), ("cache", Cache), ("confidence_dtype", ConfidenceDtype)):
+            if getattr(self, name) not in get_args(kind):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(get_args(kind))}")
+        for name in ("gen_length", "block_length"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.temperature < 0 or self.cfg_scale < 0:
+            raise UsageError("temperature and cfg_scale must be at least 0")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"threshold is {self.threshold}; allowed: 0 to 1 (for example 0.9)")
+        if self.factor is not None and self.factor <= 0:
+            raise UsageError(f"factor is {self.factor}; it must be above 0 (for example 1.0)")
+        if self.threshold is not None and self.factor is not None:
+            raise UsageError("threshold and factor are two rules for the same choice; give one of them")
+
+    def check_blocks(self) -> None:
+        """Raises UsageError, with a working suggestion, unless blocks divide the canvas and the steps."""
+        if self.gen_length % self.block_length:
+            suggestion = max(d for d in range(1, self.block_length + 1) if self.gen_length % d == 0)
+            raise UsageError(
+                f"block_length {self.block_length} does not divide gen_length {self.gen_length}; "
+                f"allowed: divisors of {self.gen_length}; try block_length {suggestion}"
+            )
+        blocks = self.gen_length // self.block_length
+        if self.steps is not None and (self.steps < blocks or self.steps % blocks):
+            suggestion = max(round(self.steps / blocks), 1) * blocks
+            raise UsageError(
+                f"steps {self.steps} cannot be split over {blocks} blocks; allowed: multiples of {blocks}; "
+                f"try steps {suggestion}"
+            )
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of the canvas."""
+        return self.gen_length // self.block_length
+
+    @property
+    def steps_per_block(self) -> int:
+        """Planned steps of one block."""
+        return (self.steps or self.gen_length) // self.blocks
+
+    @property
+    def by_quota(self) -> bool:
+        """True where the number of tokens per step is planned rather than decided by confidence."""
+        return self.threshold is None and self.factor is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SamplerConfig:
+        """Inverse of `to_dict`; unknown keys raise UsageError."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise UsageError(f"unknown sampler option {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        return cls(**values)

@@ -1,0 +1,121 @@
+"""What is sparsified, by which rule, how strongly: one frozen, validated, JSON-ready description."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from dllm_sparse.sparsity.rules import Ties, check_fraction
+from dllm_sparse.types import SiteName, UsageError
+
+Rule = Literal["top_p", "top_k", "max_p", "threshold"]
+Sites = Literal["input", "up", "gate", "intermediate", "all_inputs"]
+Scope = Literal["token", "sequence", "group"]
+Score = Literal["magnitude", "weighted"]
+Backend = Literal["auto", "reference", "triton", "cpu"]
+Schedule = Callable[[float], float] | Sequence[tuple[float, float]]
+
+IDENTITY: dict[Rule, float] = {"top_p": 1.0, "top_k": 1.0, "max_p": 0.0, "threshold": 0.0}
+"""The value of `p` at which a rule changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparsityConfig:
+    """How the FFN activations are masked.
+
+    `p` is the rule's knob: kept L1 mass (top_p), kept fraction (top_k), fraction of the row's maximum (max_p), or an
+    absolute magnitude (threshold). `scope`: one mask per token, per `group_size` consecutive tokens (selected on the
+    sum of each token's normalised scores) or per sequence (the published LLaDA code). `score="weighted"` ranks by
+    |v_j| * ||W_:,j|| of the matrix that consumes v. `schedule` maps the step fraction in [0, 1] to p: a function, or
+    points (fraction, p) joined by straight lines. `refresh_every=k` recomputes the masks at every k-th step only.
+
+    Raises UsageError for a value outside what is allowed.
+    """
+
+    p: float = 0.8
+    rule: Rule = "top_p"
+    sites: Sites = "all_inputs"
+    scope: Scope = "token"
+    group_size: int = 32
+    score: Score = "magnitude"
+    schedule: Schedule | None = None
+    refresh_every: int = 1
+    backend: Backend = "auto"
+    ties: Ties = "keep"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("rule", Rule), ("sites", Sites), ("scope", Scope), ("score", Score)):
+            _check_choice(name, getattr(self, name), get_args(kind))
+        _check_choice("backend", self.backend, get_args(Backend))
+        _check_choice("ties", self.ties, get_args(Ties))
+        for name in ("group_size", "refresh_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.ties == "trim" and self.rule != "top_p":
+            raise UsageError(f"ties='trim' belongs to rule 'top_p', not to {self.rule!r}")
+        self._check_p(self.p)
+        if self.schedule is not None and not callable(self.schedule):
+            points = tuple((float(at), float(p)) for at, p in self.schedule)
+            object.__setattr__(self, "schedule", points)
+            if not points or any(b <= a for (a, _), (b, _) in itertools.pairwise(points)):
+                raise UsageError("schedule needs (step fraction, p) points with increasing fractions")
+            for at, p in points:
+                check_fraction("a schedule's step fraction", at)
+                self._check_p(p)
+
+    @property
+    def site_names(self) -> tuple[SiteName, ...]:
+        """The sites masked, in the order they are met."""
+        return ("input", "intermediate") if self.sites == "all_inputs" else (self.sites,)
+
+    def p_at(self, fraction: float) -> float:
+        """The knob at a step fraction in [0, 1]."""
+        if self.schedule is None:
+            return self.p
+        if callable(self.schedule):
+            p = float(self.schedule(fraction))
+            self._check_p(p)
+            return p
+        return _interpolate(self.schedule, fraction)
+
+    def is_identity(self, p: float) -> bool:
+        """True where the rule at this knob keeps every nonzero entry, so that dense values pass untouched."""
+        return p == IDENTITY[self.rule]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values. A schedule given as a function is named, not stored."""
+        values = asdict(self)
+        if callable(self.schedule):
+            values["schedule"] = f"function {getattr(self.schedule, '__qualname__', repr(self.schedule))}"
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SparsityConfig:
+        """Inverse of `to_dict`; unknown keys raise UsageError."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise UsageError(f"unknown sparsity option {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def _check_p(self, p: float) -> None:
+        if self.rule == "threshold":
+            if not p >= 0:
+                raise UsageError(f"p is {p}; rule 'threshold' takes a magnitude of at least 0 (for example 0.05)")
+        else:
+            check_fraction("p", p)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def _interpolate(points: Sequence[tuple[float, float]], fraction: float) -> float:
+    if fraction <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if fraction <= x1:
+            return y0 + (y1 - y0) * (fraction - x0) / (x1 - x0)
+    return points[-1][1]

@@ -1,0 +1,110 @@
+"""Integer counts of kept entries per site and token class; every ratio is formed from them, once, at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm_sparse.types import Site, SiteName, TokenClass
+
+_CLASSES = len(TokenClass)
+
+
+@dataclass(slots=True)
+class _SiteCount:
+    kept: Tensor  # [classes] int64
+    entries: Tensor  # [classes] int64
+    union_kept: Tensor  # [] int64: channels some counted token of a forward kept, summed over forwards
+    union_entries: int = 0
+    calls: int = 0
+    call_sparsity: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+
+class SparsityCounts:
+    """Streams masks into counts. Padding is never counted; the counts of two runs add up exactly with `merge`."""
+
+    def __init__(self) -> None:
+        self._sites: dict[Site, _SiteCount] = {}
+
+    def add(self, site: Site, keep: Tensor, token_class: Tensor) -> None:
+        """Counts one mask [B, T, n] bool whose tokens have the classes [B, T]."""
+        if site not in self._sites:
+            zeros = torch.zeros(_CLASSES, dtype=torch.int64, device=keep.device)
+            self._sites[site] = _SiteCount(zeros, zeros.clone(), zeros[0].clone())
+            self._sites[site].call_sparsity = self._sites[site].call_sparsity.to(keep.device)
+        count = self._sites[site]
+        classes = token_class.flatten().long()
+        kept = torch.zeros_like(count.kept).index_add_(0, classes, keep.count_nonzero(-1).flatten())
+        tokens = torch.zeros_like(count.kept).index_add_(0, classes, torch.ones_like(classes))
+        kept[TokenClass.PADDING] = tokens[TokenClass.PADDING] = 0
+        entries = tokens * keep.shape[-1]
+        count.kept += kept
+        count.entries += entries
+        count.call_sparsity += 1 - kept.sum().double() / entries.sum().clamp_min(1)
+        count.calls += 1
+        rows = keep.flatten(0, 1)
+        if bool((token_class == TokenClass.PADDING).any()):
+            rows = rows[classes != TokenClass.PADDING]
+        count.union_kept += rows.any(0).count_nonzero()
+        count.union_entries += keep.shape[-1]
+
+    def merge(self, other: SparsityCounts) -> None:
+        """Adds another run's counts to these."""
+        for site, theirs in other._sites.items():
+            if site not in self._sites:
+                self._sites[site] = theirs
+                continue
+            ours = self._sites[site]
+            for name in ("kept", "entries", "union_kept", "union_entries", "calls", "call_sparsity"):
+                setattr(ours, name, getattr(ours, name) + getattr(theirs, name))
+
+    def summary(self) -> dict[str, float]:
+        """Element-weighted sparsity per site, `mean` over all entries; `hook_mean` weighs hooks and calls equally."""
+        result: dict[str, float] = {
+            name: self._pooled(site for site in self._sites if site.name == name) for name in self._names()
+        }
+        result["mean"] = self._pooled(self._sites)
+        calls = sum(count.calls for count in self._sites.values())
+        total = sum(float(count.call_sparsity) for count in self._sites.values())
+        result["hook_mean"] = total / calls if calls else 0.0
+        return result
+
+    def exploitable(self) -> dict[str, float]:
+        """Share of a site's channels no token of a forward kept: what hardware could skip reading, per site."""
+        return {
+            name: 1
+            - sum(int(c.union_kept) for s, c in self._sites.items() if s.name == name)
+            / max(sum(c.union_entries for s, c in self._sites.items() if s.name == name), 1)
+            for name in self._names()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summary, per layer, per token class and exploitable sparsity, JSON-ready."""
+        by_layer = [
+            {"layer": site.layer, "site": site.name, "sparsity": self._pooled([site])} for site in sorted(self._sites)
+        ]
+        by_class = {
+            kind.name.lower(): {
+                name: self._pooled((s for s in self._sites if s.name == name), [kind]) for name in self._names()
+            }
+            for kind in TokenClass
+            if any(int(count.entries[kind]) for count in self._sites.values())
+        }
+        return {
+            "average": "element",
+            "sparsity": self.summary(),
+            "exploitable": self.exploitable(),
+            "by_layer": by_layer,
+            "by_token_class": by_class,
+        }
+
+    def _names(self) -> list[SiteName]:
+        return sorted({site.name for site in self._sites}, key=("input", "gate", "up", "intermediate").index)
+
+    def _pooled(self, sites: Any, classes: Any = slice(None)) -> float:
+        counts = [self._sites[site] for site in sites]
+        entries = sum(int(count.entries[classes].sum()) for count in counts)
+        return 1 - sum(int(count.kept[classes].sum()) for count in counts) / entries if entries else 0.0

@@ -1,0 +1,131 @@
+"""`sparsify`: the only place that touches a model. Masks FFN activations while a `with` block lasts.
+
+Masks are recomputed at every step from the step's own activations, applied, counted and offered to observers. The
+sparsifier stores none of them, except under `refresh_every`, whose point is to reuse them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from dllm_sparse.kernels.dispatch import resolve_backend
+from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.transformer import FeedForward
+from dllm_sparse.sparsity.config import SparsityConfig
+from dllm_sparse.sparsity.counts import SparsityCounts
+from dllm_sparse.sparsity.scopes import scoped_mask
+from dllm_sparse.types import (
+    NonFiniteActivations,
+    Observer,
+    Site,
+    SiteName,
+    Step,
+    StepContext,
+    TokenClass,
+    UsageError,
+)
+
+
+class Sparsifier(Observer):
+    """Handle of an active `sparsify` block: computes the masks and knows the sparsity measured so far."""
+
+    def __init__(self, lm: LanguageModel, config: SparsityConfig, observers: Sequence[Observer] = ()) -> None:
+        self.config = config
+        self.backend = resolve_backend(config.backend, lm.device)
+        self.counts = SparsityCounts()
+        self._observers = observers
+        self._causal = lm.config.causal
+        self._norms: dict[Site, Tensor] = {}
+        self._stored: dict[Site, Tensor] = {}
+        self._known = 0
+
+    @property
+    def sparsity(self) -> dict[str, float]:
+        """Measured sparsity so far per site, `mean` over all counted entries, `hook_mean` over hooks and calls."""
+        return self.counts.summary()
+
+    def on_start(self, ids: Tensor, token_class: Tensor) -> None:
+        """A new canvas: masks kept for reuse belong to the old one."""
+        self._stored.clear()
+
+    def __call__(self, ffn: FeedForward, x: Tensor, context: StepContext | None) -> Tensor:
+        """The sparsified FFN of one layer, [B, T, D] -> [B, T, D]."""
+        if context is None:
+            classes = torch.full(x.shape[:2], TokenClass.PROMPT, dtype=torch.int8, device=x.device)
+            context = StepContext(Step(0, 1), classes)
+
+        def tap(name: SiteName, values: Tensor) -> Tensor:
+            return self._masked(ffn, name, values, context) if name in self.config.site_names else values
+
+        return ffn.tapped(x, tap)
+
+    def _masked(self, ffn: FeedForward, name: SiteName, values: Tensor, context: StepContext) -> Tensor:
+        site = Site(ffn.layer, name)
+        p = self.config.p_at(context.step.fraction)
+        keep = self._reused(site, context)
+        if keep is None:
+            keep = self._fresh(site, ffn, values, p, context)
+            if self.config.refresh_every > 1:
+                self._store(site, keep, context.start)
+        self.counts.add(site, keep, context.token_class)
+        for observer in self._observers:
+            observer.on_mask(site, values, keep, context)
+        reusing = self.config.refresh_every > 1
+        return values if self.config.is_identity(p) and not reusing else values * keep
+
+    def _fresh(self, site: Site, ffn: FeedForward, values: Tensor, p: float, context: StepContext) -> Tensor:
+        norms = self._weight_norms(site, ffn) if self.config.score == "weighted" else None
+        try:
+            return scoped_mask(values, p, self.config, context, norms)
+        except NonFiniteActivations as error:
+            step = context.step.index
+            raise NonFiniteActivations(f"layer {site.layer}, site {site.name}, step {step}: {error}") from None
+
+    def _weight_norms(self, site: Site, ffn: FeedForward) -> Tensor:
+        """L2 norm [n] of the weight column each value of the site meets (WINA's score)."""
+        if site not in self._norms:
+            consumer = ffn.gate_up_proj if site.name == "input" else ffn.down_proj
+            self._norms[site] = consumer.weight.float().norm(dim=0)
+        return self._norms[site]
+
+    def _reused(self, site: Site, context: StepContext) -> Tensor | None:
+        """The mask kept from an earlier step for these positions; None where this step must compute its own.
+
+        A causal model's token is new at every step, so it takes over the mask of the position before it.
+        """
+        if context.step.index % self.config.refresh_every == 0 or site not in self._stored:
+            return None
+        stored, tokens = self._stored[site], context.token_class.shape[1]
+        if stored.shape[0] != context.token_class.shape[0]:
+            return None
+        if self._causal:
+            return stored[:, -1:].expand(-1, tokens, -1)
+        return stored[:, context.start : context.start + tokens] if context.start + tokens <= stored.shape[1] else None
+
+    def _store(self, site: Site, keep: Tensor, start: int) -> None:
+        if self._causal or start == 0 or site not in self._stored:
+            self._stored[site] = keep.clone()
+        else:
+            self._stored[site][:, start : start + keep.shape[1]] = keep
+
+
+@contextmanager
+def sparsify(lm: LanguageModel, config: SparsityConfig, observers: Sequence[Observer] = ()) -> Iterator[Sparsifier]:
+    """Sparsifies the model's FFNs inside the block; afterwards nothing is left behind, also after an exception.
+
+    Yields the handle; `handle.sparsity` is the measured sparsity, e.g. {"input": .., "intermediate": .., "mean": ..}.
+    Observers see every mask through `on_mask`. Raises UsageError when the model is already sparsified, and
+    BackendUnavailable when an explicit backend cannot run.
+    """
+    if any(ffn.override is not None for ffn in lm.transformer.ffns):
+        raise UsageError("the model is already sparsified; leave the surrounding `sparsify` block first")
+    handle = Sparsifier(lm, config, observers)
+    with ExitStack() as undo:
+        for ffn in lm.transformer.ffns:
+            undo.callback(setattr, ffn, "override", None)
+            ffn.override = handle
+        yield handle

@@ -1,0 +1,128 @@
+"""The vocabulary shared by every layer: steps, sites, token classes, observers, and the errors a user can meet.
+
+Shape legend used across the package: B batch rows, L canvas positions, T tokens fed to one forward,
+D model width, F FFN width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SiteName = Literal["input", "up", "gate", "intermediate"]
+"""Where a mask is taken: FFN input x, up = W_u x, gate = sigma(W_g x), intermediate = gate * up (arXiv 2509.00454)."""
+
+Kind = Literal["diffusion", "autoregressive"]
+
+
+class Site(NamedTuple):
+    """One place in the model where a mask is formed."""
+
+    layer: int
+    name: SiteName
+
+
+class TokenClass(IntEnum):
+    """What a canvas position holds when a forward starts; statistics never mix classes silently."""
+
+    PADDING = 0
+    PROMPT = 1
+    MASKED = 2
+    COMMITTED = 3  # decoded by the step just before this one
+    DECODED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Position in the denoising (or decoding) loop. `total` is the planned number of steps."""
+
+    index: int
+    total: int
+    block: int = 0
+    index_in_block: int = 0
+
+    @property
+    def fraction(self) -> float:
+        """Progress in [0, 1]: 0 at the first step, 1 at the last."""
+        return self.index / max(self.total - 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """Everything a forward's masks depend on besides the activations; travels as an argument, never a global.
+
+    `token_class` is [B, T] int8 for the tokens of this forward; `start` is the canvas position of the first of
+    them, so token t sits at absolute position `start + t`. Under classifier-free guidance rows B/2.. are the
+    unconditional copies (`guided` is True) and have the same canvas positions as rows ..B/2.
+    """
+
+    step: Step
+    token_class: Tensor
+    start: int = 0
+    guided: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step decided: ids and committed are [B, L] over the whole canvas, confidence is [B, L] or None."""
+
+    ids: Tensor
+    committed: Tensor
+    confidence: Tensor | None = None
+
+
+class Observer:
+    """Watches a generation. Every method is optional; an observer never changes what is decided."""
+
+    def on_start(self, ids: Tensor, token_class: Tensor) -> None:
+        """The canvas [B, L] and the class of each position before the first step."""
+
+    def on_mask(self, site: Site, values: Tensor, keep: Tensor, context: StepContext) -> None:
+        """The values [B, T, n] at one site and the mask [B, T, n] bool that was applied to them."""
+
+    def on_step(self, step: Step, result: StepResult) -> None:
+        """After a step committed its tokens."""
+
+
+Observers = Sequence[Observer]
+
+
+class DllmSparseError(Exception):
+    """Base of the errors shown to a user without a traceback. Exit code 1 on the command line."""
+
+    exit_code = 1
+
+
+class UsageError(DllmSparseError, ValueError):
+    """An argument outside what is allowed. Exit code 2 on the command line."""
+
+    exit_code = 2
+
+
+class ModelNotFound(DllmSparseError):
+    """No such alias, folder or hub repository."""
+
+
+class CheckpointError(DllmSparseError):
+    """Missing, extra, misshapen, truncated or refused weights; an unreadable config."""
+
+
+class UnsupportedArchitecture(DllmSparseError):
+    """The checkpoint is of a family this package does not know."""
+
+
+class NonFiniteActivations(DllmSparseError):
+    """NaN or Inf in activations or logits, with layer, site and step."""
+
+
+class BackendUnavailable(DllmSparseError):
+    """An explicitly requested backend cannot run here."""
+
+
+class PromptFileError(UsageError):
+    """A prompts file with a bad line; carries file and line number."""
