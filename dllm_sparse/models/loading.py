@@ -95,7 +95,7 @@ def load(
     target = _device(device)
     transformer = _empty_transformer(config, target, _dtype(dtype, stored_dtype, target))
     fill_weights(transformer, folder, family)
-    tokenizer = _tokenizer(folder)
+    tokenizer = _tokenizer(folder, family)
     return LanguageModel(name, family.kind, config, transformer, tokenizer, family.name, revision)
 
 
@@ -232,12 +232,14 @@ def _difference(missing: set[str], extra: list[str]) -> str:
     return "; ".join(parts)
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, family: Family) -> Any:
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        # transformers knows no diffusion family: an empty config keeps it from guessing at the folder's.
+        config = PreTrainedConfig() if family.kind == "diffusion" else None
+        return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a bare Exception on a corrupt file
         raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error

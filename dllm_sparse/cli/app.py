@@ -1,0 +1,38 @@
+"""The typer app: one function per command file, imported here, heavy imports inside the functions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dllm_sparse import __version__
+from dllm_sparse.cli.generate import generate
+from dllm_sparse.cli.models import models
+
+app = typer.Typer(
+    name="dllm-sparse",
+    help="Activation sparsity in diffusion language models: measure it, watch it move, use it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"dllm-sparse {__version__}")
+        raise typer.Exit
+
+
+VersionOpt = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")]
+
+
+@app.callback()
+def root(
+    version: VersionOpt = False,
+) -> None:
+    """Activation sparsity in diffusion language models: measure it, watch it move, use it."""
+
+
+app.command()(generate)
+app.command()(models)

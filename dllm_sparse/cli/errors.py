@@ -1,0 +1,53 @@
+"""The one error boundary: exception -> message on stderr and exit code. Usage 2, failure 1, Ctrl-C 130."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from dllm_sparse.types import DllmSparseError
+
+
+def run(app: Callable[..., object]) -> int:
+    """Runs the app and returns the exit code. DLLM_SPARSE_DEBUG=1 lets tracebacks through."""
+    try:
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    except KeyboardInterrupt:
+        _say("interrupted; results finished so far are kept")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (`| head`): not an error, but Python must not complain while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("DLLM_SPARSE_DEBUG"):
+            raise
+        message, code = explain(error)
+        _say(message)
+        return code
+    return 0
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """The message a user gets for an exception, and the exit code."""
+    if isinstance(error, DllmSparseError):
+        return f"error: {error}", error.exit_code
+    if _is_out_of_memory(error):
+        first = str(error).strip().splitlines()[0]
+        return f"error: out of memory ({first}); lower --batch-size, --gen-length or use --dtype bfloat16", 1
+    if isinstance(error, OSError):
+        return f"error: {error}", 1
+    hint = "set DLLM_SPARSE_DEBUG=1 for the traceback and please report it"
+    return f"unexpected {type(error).__name__}: {error}\n{hint}", 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    named = type(error).__name__ == "OutOfMemoryError"
+    return named or isinstance(error, MemoryError) or "allocate memory" in str(error)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)  # noqa: T201 (the boundary must work when rich cannot be imported)

@@ -1,0 +1,177 @@
+"""`dllm-sparse generate`: decode under step-aware sparsity and say what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dllm_sparse.cli import options as opt
+from dllm_sparse.cli.output import Output
+from dllm_sparse.cli.prompts import gather_prompts
+
+if TYPE_CHECKING:
+    from dllm_sparse.generation import Generation
+    from dllm_sparse.models.loading import LanguageModel
+
+
+def generate(
+    model: opt.ModelOpt = "tiny-diffusion",
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")] = None,
+    prompts: opt.PromptsOpt = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Chat template; default: when the tokenizer has one.")
+    ] = None,
+    p: Annotated[
+        float | None,
+        typer.Option(
+            "--p", help="Knob of the rule: kept L1 mass for top_p. Default: dense.", rich_help_panel="Sparsity"
+        ),
+    ] = None,
+    sites: opt.SitesOpt = "all_inputs",
+    rule: opt.RuleOpt = "top_p",
+    scope: opt.ScopeOpt = "token",
+    group_size: opt.GroupSizeOpt = 32,
+    score: opt.ScoreOpt = "magnitude",
+    p_schedule: Annotated[
+        str | None,
+        typer.Option(help="p over the steps, as fraction:p points, e.g. 0:0.7,1:0.9.", rich_help_panel="Sparsity"),
+    ] = None,
+    refresh_every: opt.RefreshEveryOpt = 1,
+    backend: opt.BackendOpt = "auto",
+    gen_length: opt.GenLengthOpt = 128,
+    steps: opt.StepsOpt = None,
+    block_length: opt.BlockLengthOpt = 32,
+    temperature: opt.TemperatureOpt = 0.0,
+    cfg_scale: opt.CfgScaleOpt = 0.0,
+    remasking: opt.RemaskingOpt = "low_confidence",
+    cache: opt.CacheOpt = "none",
+    threshold: opt.ThresholdOpt = None,
+    factor: opt.FactorOpt = None,
+    logits_eos_inf: Annotated[bool, typer.Option(help="Never predict EOS.", rich_help_panel="Decoding")] = False,
+    confidence_eos_eot_inf: Annotated[
+        bool, typer.Option(help="Commit EOS and EoT last.", rich_help_panel="Decoding")
+    ] = False,
+    stop_at_eos: Annotated[bool, typer.Option(help="Stop when all rows ended.", rich_help_panel="Decoding")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts decoded together.", rich_help_panel="Decoding")] = 8,
+    seed: opt.SeedOpt = 0,
+    device: opt.DeviceOpt = "auto",
+    dtype: opt.DtypeOpt = "auto",
+    revision: opt.RevisionOpt = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the canvas while it unmasks.")] = False,
+    out: opt.OutOpt = None,
+    as_json: opt.JsonOpt = False,
+    quiet: opt.QuietOpt = False,
+) -> None:
+    """Generate text, recomputing the top-p masks at every step.
+
+    Example: dllm-sparse generate --p 0.8 --prompt "Once upon a time"
+    """
+    from dllm_sparse.cli.sparsity import parse_schedule
+    from dllm_sparse.samplers.config import SamplerConfig
+    from dllm_sparse.sparsity.config import IDENTITY, SparsityConfig
+
+    output = Output(as_json=as_json, quiet=quiet)
+    sampler = SamplerConfig(
+        gen_length=gen_length,
+        steps=steps,
+        block_length=block_length,
+        temperature=temperature,
+        cfg_scale=cfg_scale,
+        remasking=remasking,
+        cache=cache,
+        threshold=threshold,
+        factor=factor,
+        logits_eos_inf=logits_eos_inf,
+        confidence_eos_eot_inf=confidence_eos_eot_inf,
+        stop_at_eos=stop_at_eos,
+        seed=seed,
+    )
+    schedule = parse_schedule(p_schedule)
+    sparsity = SparsityConfig(
+        p=IDENTITY[rule] if p is None else p,
+        rule=rule,
+        sites=sites,
+        scope=scope,
+        group_size=group_size,
+        score=score,
+        schedule=schedule,
+        refresh_every=refresh_every,
+        backend=backend,
+    )
+    texts = gather_prompts(prompt or [], prompts)
+    lm = _load(output, model, device, dtype, revision)
+    if lm.kind == "diffusion":
+        sampler.check_blocks()
+    use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
+    batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
+    dense = p is None and schedule is None
+    results = _run(output, lm, batches, sampler, None if dense else sparsity, chat=use_chat, watch=watch)
+    config = {"model": model, "sampler": sampler.to_dict(), "sparsity": sparsity.to_dict()}
+    _answer(output, texts, results, config, out)
+
+
+def _load(output: Output, model: str, device: str, dtype: str, revision: str | None) -> LanguageModel:
+    from dllm_sparse.models.loading import load
+
+    lm = load(model, device=device, dtype=dtype, revision=revision)
+    kind = "masked diffusion" if lm.kind == "diffusion" else "autoregressive"
+    precision = str(lm.dtype).removeprefix("torch.")
+    output.say(f"{model}: {kind}, {lm.config.parameters / 1e6:,.1f}M parameters, {precision} on {lm.device}")
+    return lm
+
+
+def _run(
+    output: Output, lm: LanguageModel, batches: list[list[str]], sampler: Any, sparsity: Any, *, chat: bool, watch: bool
+) -> list[Generation]:
+    from dllm_sparse.cli.watch import CanvasView, StepProgress
+    from dllm_sparse.generation import generate as decode
+
+    results = []
+    for batch in batches:
+        if watch and output.live:
+            with CanvasView(output.console, lm) as view:
+                results.append(decode(lm, batch, sampler=sampler, sparsity=sparsity, observers=(view,), chat=chat))
+        else:
+            with output.progress("decoding", total=sampler.steps or sampler.gen_length) as advance:
+                observer = StepProgress(advance)
+                results.append(decode(lm, batch, sampler=sampler, sparsity=sparsity, observers=(observer,), chat=chat))
+    return results
+
+
+def _answer(
+    output: Output, prompts: list[str], results: list[Generation], config: dict[str, Any], out: Path | None
+) -> None:
+    from dllm_sparse.files import write_json
+
+    generated = [text for result in results for text in result.texts]
+    value = {
+        "schema": "dllm-sparse/generate@1",
+        "config": config,
+        "prompts": prompts,
+        "texts": generated,
+        "batches": [result.to_dict() for result in results],
+    }
+    if output.as_json:
+        output.json(value)
+    else:
+        for text in generated:
+            output.answer(text)
+    for result in results:
+        _summarise(output, result)
+    if out is not None:
+        path = write_json(out / "generate.json", value)
+        if not output.as_json:
+            output.paths([path])
+
+
+def _summarise(output: Output, result: Generation) -> None:
+    output.say(
+        f"{result.generated_tokens} tokens in {result.seconds:.1f} s: {result.tokens_per_second:.1f} tokens/s, "
+        f"{result.forward_passes} forwards"
+    )
+    if result.sparsity:
+        sites = ", ".join(f"{name} {value:.1%}" for name, value in result.sparsity.items() if name != "hook_mean")
+        union = ", ".join(f"{name} {value:.1%}" for name, value in result.sparsity_report["exploitable"].items())
+        output.say(f"measured sparsity per token: {sites}; shared by all tokens of a forward: {union}")

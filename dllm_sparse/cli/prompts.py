@@ -1,0 +1,57 @@
+"""Prompts from --prompt, from a .txt or .jsonl file, or from stdin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dllm_sparse.types import PromptFileError, UsageError
+
+
+def gather_prompts(given: Sequence[str], file: Path | None) -> list[str]:
+    """All prompts of a call, in order. Without --prompt and --prompts, stdin is read as one prompt.
+
+    Raises UsageError when there is none, PromptFileError for the first bad line of a file.
+    """
+    prompts = list(given)
+    if file is not None:
+        prompts += read_prompts(file)
+    if not prompts and not sys.stdin.isatty():
+        text = sys.stdin.read().rstrip("\n")
+        prompts = [text] if text else []
+    if not prompts:
+        raise UsageError('no prompt; give --prompt "Once upon a time", --prompts FILE or text on stdin')
+    return prompts
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Prompts of a file: one a line (.txt), or one JSON object a line with a string `prompt` (.jsonl)."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptFileError(f"prompts file {file} cannot be read: {error}") from error
+    parse = _from_json if file.suffix == ".jsonl" else _from_text
+    prompts = [parse(line, file, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not prompts:
+        raise PromptFileError(f"prompts file {file} holds no prompt")
+    return prompts
+
+
+def _from_text(line: str, file: Path, number: int) -> str:
+    if "\x00" in line:
+        raise PromptFileError(f"{file}, line {number}: expected text, found binary data")
+    return line
+
+
+def _from_json(line: str, file: Path, number: int) -> str:
+    expected = 'expected a JSON object with a non-empty string "prompt"'
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise PromptFileError(f"{file}, line {number}: {expected}; {error}") from error
+    prompt = value.get("prompt") if isinstance(value, dict) else None
+    if not isinstance(prompt, str) or not prompt:
+        raise PromptFileError(f"{file}, line {number}: {expected}; found {line[:60]!r}")
+    return prompt
