@@ -112,15 +112,15 @@ def encode(lm: LanguageModel, prompts: Sequence[str], *, chat: bool = False) -> 
     if not prompts:
         raise UsageError("no prompt was given")
     rows = [_encode_one(lm, prompt, chat=chat) for prompt in prompts]
+    if not all(rows):
+        raise UsageError("a prompt is empty and the model has no BOS token to start from")
     width = max(len(row) for row in rows)
-    if width == 0:
-        raise UsageError("the prompt is empty and the model has no BOS token to start from")
+    if all(len(row) == width for row in rows):
+        return torch.tensor(rows), None
     pad = next((token for token in (lm.config.pad_token_id, lm.config.eos_token_id) if token is not None), 0)
     if pad == lm.mask_token_id:
         raise UsageError("the padding id equals the mask id; set pad_token_id in the checkpoint's config")
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    if all(len(row) == width for row in rows):
-        return ids, None
     return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
 
 
@@ -149,6 +149,8 @@ def _given_ids(
     mask = None if attention_mask is None else torch.as_tensor(attention_mask, dtype=torch.int64)
     if mask is not None and mask.shape != ids.shape:
         raise UsageError(f"attention_mask is {list(mask.shape)}, prompt_ids {list(ids.shape)}")
+    if mask is not None and not bool(((mask == 0) | (mask == 1)).all() & (mask.diff(dim=1) >= 0).all()):
+        raise UsageError("attention_mask must be 0 on left padding and 1 behind it")
     return ids, mask
 
 

@@ -48,8 +48,8 @@ class Step:
 
     @property
     def fraction(self) -> float:
-        """Progress in [0, 1]: 0 at the first step, 1 at the last."""
-        return self.index / max(self.total - 1, 1)
+        """Progress in [0, 1]: 0 at the first step, 1 at the last planned one and at any beyond it."""
+        return min(self.index / max(self.total - 1, 1), 1.0)
 
 
 @dataclass(frozen=True, slots=True)

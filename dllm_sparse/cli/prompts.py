@@ -29,8 +29,12 @@ def gather_prompts(given: Sequence[str], file: Path | None) -> list[str]:
 def read_prompts(file: Path) -> list[str]:
     """Prompts of a file: one a line (.txt), or one JSON object a line with a string `prompt` (.jsonl)."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        # Not splitlines(): a JSON string may hold U+2028 and other characters that are line ends to Python.
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise PromptFileError(f"{file}, line {number}: expected UTF-8 text, found {error.reason}") from error
+    except OSError as error:
         raise PromptFileError(f"prompts file {file} cannot be read: {error}") from error
     parse = _from_json if file.suffix == ".jsonl" else _from_text
     prompts = [parse(line, file, number) for number, line in enumerate(lines, start=1) if line.strip()]

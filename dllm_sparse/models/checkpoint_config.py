@@ -68,16 +68,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _complete(values: dict[str, Any], raw: dict[str, Any], family: Family, path: Path) -> None:
     """Fills what a config may leave out and turns every field into the type TransformerConfig has."""
     values.setdefault("vocab_size", raw.get("vocab_size"))
-    for name in ("vocab_size", "width", "layers", "heads", "ffn_width", "max_positions"):
-        value = values.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            field = family.fields[name]
-            raise CheckpointError(f"{path}: {field} is {value!r}; expected a positive integer")
+    _check_positive(values, ("vocab_size", "width", "layers", "heads", "ffn_width", "max_positions"), family, path)
     values.setdefault("kv_heads", values["heads"])
     for name, default in family.defaults.items():
         if not name.endswith("_token_id") or default < values["vocab_size"]:
             values.setdefault(name, default)
     values.setdefault("head_dim", values["width"] // values["heads"])
+    _check_positive(values, ("kv_heads", "head_dim"), family, path)
     if values["heads"] % values["kv_heads"]:
         raise CheckpointError(f"{path}: {values['heads']} heads cannot share {values['kv_heads']} key/value heads")
     activation = _ACTIVATION_NAMES.get(values.get("activation", "silu"), values.get("activation", "silu"))
@@ -87,9 +84,19 @@ def _complete(values: dict[str, Any], raw: dict[str, Any], family: Family, path:
         )
     values["activation"] = activation
     _rope(values, raw, path)
+    for name in ("norm_eps", "rope_theta"):
+        if isinstance(values.get(name, 1.0), bool) or not isinstance(values.get(name, 1.0), (int, float)):
+            raise CheckpointError(f"{path}: {family.fields[name]} is {values[name]!r}; expected a number")
     if raw.get("sliding_window") and raw.get("use_sliding_window", True):
         values["max_positions"] = min(values["max_positions"], raw["sliding_window"])
     _token_ids(values, family, path)
+
+
+def _check_positive(values: dict[str, Any], names: tuple[str, ...], family: Family, path: Path) -> None:
+    for name in names:
+        value = values.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{path}: {family.fields[name]} is {value!r}; expected a positive integer")
 
 
 def _rope(values: dict[str, Any], raw: dict[str, Any], path: Path) -> None:
@@ -102,13 +109,16 @@ def _rope(values: dict[str, Any], raw: dict[str, Any], path: Path) -> None:
         return
     if kind not in ("linear", "llama3"):  # yarn, dynamic, longrope
         raise UnsupportedArchitecture(f"{path}: rope scaling {kind!r}; supported: default, linear, llama3")
-    values["rope_scaling"] = RopeScaling(
-        kind="linear" if kind == "linear" else "llama3",
-        factor=float(scaling["factor"]),
-        low_freq_factor=float(scaling.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(scaling.get("high_freq_factor", 4.0)),
-        original_max_positions=int(scaling.get("original_max_position_embeddings", 8192)),
-    )
+    try:
+        values["rope_scaling"] = RopeScaling(
+            kind="linear" if kind == "linear" else "llama3",
+            factor=float(scaling["factor"]),
+            low_freq_factor=float(scaling.get("low_freq_factor", 1.0)),
+            high_freq_factor=float(scaling.get("high_freq_factor", 4.0)),
+            original_max_positions=int(scaling.get("original_max_position_embeddings", 8192)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: rope scaling {scaling!r} is incomplete ({error!r})") from error
 
 
 def _token_ids(values: dict[str, Any], family: Family, path: Path) -> None:

@@ -139,6 +139,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "layer_norm_type": ("rms",),
                 "rope": (True,),
                 "alibi": (False,),
+                "multi_query_attention": (None, False),
                 "attention_layer_norm": (False,),
                 "input_emb_norm": (False,),
                 "scale_logits": (False,),

@@ -133,10 +133,8 @@ def _empty_transformer(config: TransformerConfig, device: torch.device, dtype: t
 def fill_weights(transformer: Transformer, folder: Path, family: Family) -> None:
     """Copies every tensor of the folder's safetensors into place; each must be expected, present once and in shape."""
     slots = dict(expected_slots(transformer, family))
-    missing = set(slots)
-    if transformer.config.tied:
-        missing -= {key for key, slot in slots.items() if slot.data_ptr() == transformer.head.weight.data_ptr()}
-        missing |= {_embedding_key(family)}
+    shared = {_key_of(family, "embedding.weight"), _key_of(family, "head.weight")} if transformer.config.tied else set()
+    read: set[str] = set()
     extra: list[str] = []
     for key, tensor in _stored_tensors(folder, transformer.embedding.weight.device):
         if key not in slots:
@@ -148,12 +146,12 @@ def fill_weights(transformer: Transformer, folder: Path, family: Family) -> None
             raise CheckpointError(f"{folder}: tensor {key} is {list(tensor.shape)}, expected {list(slot.shape)}")
         if not tensor.dtype.is_floating_point:
             raise CheckpointError(f"{folder}: tensor {key} is {tensor.dtype}; quantised weights are not supported")
-        if transformer.config.tied and key == _head_key(family) and _embedding_key(family) not in missing:
-            if not torch.equal(tensor.to(slot.dtype), slot):
-                raise CheckpointError(f"{folder}: {key} differs from the embedding, but the config ties them")
-            continue
+        if key in shared and shared & read and not torch.equal(tensor.to(slot.dtype), slot):
+            raise CheckpointError(f"{folder}: {' and '.join(sorted(shared))} differ, but the config ties them")
         slot.copy_(tensor)
-        missing.discard(key)
+        read.add(key)
+    optional = shared - {_key_of(family, "embedding.weight")}
+    missing = set(slots) - read - optional
     if missing or extra:
         raise CheckpointError(f"{folder}: {_difference(missing, extra)}")
 
@@ -174,12 +172,8 @@ def expected_slots(transformer: Transformer, family: Family) -> Iterator[tuple[s
             yield key.replace("{i}", str(layer)), value
 
 
-def _embedding_key(family: Family) -> str:
-    return next(key for key, target in family.keys.items() if target == "embedding.weight")
-
-
-def _head_key(family: Family) -> str:
-    return next(key for key, target in family.keys.items() if target == "head.weight")
+def _key_of(family: Family, parameter: str) -> str:
+    return next(key for key, target in family.keys.items() if target == parameter)
 
 
 def _stored_tensors(folder: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:

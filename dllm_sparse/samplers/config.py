@@ -84,8 +84,8 @@ class SamplerConfig:
 
     @property
     def steps_per_block(self) -> int:
-        """Planned steps of one block."""
-        return (self.steps or self.gen_length) // self.blocks
+        """Planned steps of one block; confidence-parallel decoding needs at most one per token."""
+        return self.steps // self.blocks if self.steps and self.by_quota else self.block_length
 
     @property
     def by_quota(self) -> bool:

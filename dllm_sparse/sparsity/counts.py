@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +18,14 @@ class _SiteCount:
     kept: Tensor  # [classes] int64
     entries: Tensor  # [classes] int64
     union_kept: Tensor  # [] int64: channels some counted token of a forward kept, summed over forwards
+    call_sparsity: Tensor  # [] float64: sparsity of each call, summed over calls
     union_entries: int = 0
     calls: int = 0
-    call_sparsity: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    @classmethod
+    def empty(cls, device: torch.device) -> _SiteCount:
+        zeros = torch.zeros(_CLASSES, dtype=torch.int64, device=device)
+        return cls(zeros, zeros.clone(), zeros[0].clone(), zeros[0].double())
 
 
 class SparsityCounts:
@@ -31,33 +36,29 @@ class SparsityCounts:
 
     def add(self, site: Site, keep: Tensor, token_class: Tensor) -> None:
         """Counts one mask [B, T, n] bool whose tokens have the classes [B, T]."""
-        if site not in self._sites:
-            zeros = torch.zeros(_CLASSES, dtype=torch.int64, device=keep.device)
-            self._sites[site] = _SiteCount(zeros, zeros.clone(), zeros[0].clone())
-            self._sites[site].call_sparsity = self._sites[site].call_sparsity.to(keep.device)
-        count = self._sites[site]
         classes = token_class.flatten().long()
+        padding = classes == TokenClass.PADDING
+        if bool(padding.all()):
+            return
+        count = self._sites.setdefault(site, _SiteCount.empty(keep.device))
         kept = torch.zeros_like(count.kept).index_add_(0, classes, keep.count_nonzero(-1).flatten())
         tokens = torch.zeros_like(count.kept).index_add_(0, classes, torch.ones_like(classes))
         kept[TokenClass.PADDING] = tokens[TokenClass.PADDING] = 0
         entries = tokens * keep.shape[-1]
         count.kept += kept
         count.entries += entries
-        count.call_sparsity += 1 - kept.sum().double() / entries.sum().clamp_min(1)
+        count.call_sparsity += 1 - kept.sum().double() / entries.sum()
         count.calls += 1
         rows = keep.flatten(0, 1)
-        if bool((token_class == TokenClass.PADDING).any()):
-            rows = rows[classes != TokenClass.PADDING]
+        if bool(padding.any()):
+            rows = rows[~padding]
         count.union_kept += rows.any(0).count_nonzero()
         count.union_entries += keep.shape[-1]
 
     def merge(self, other: SparsityCounts) -> None:
         """Adds another run's counts to these."""
         for site, theirs in other._sites.items():
-            if site not in self._sites:
-                self._sites[site] = theirs
-                continue
-            ours = self._sites[site]
+            ours = self._sites.setdefault(site, _SiteCount.empty(theirs.kept.device))
             for name in ("kept", "entries", "union_kept", "union_entries", "calls", "call_sparsity"):
                 setattr(ours, name, getattr(ours, name) + getattr(theirs, name))
 

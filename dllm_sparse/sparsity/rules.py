@@ -33,7 +33,7 @@ def top_p_mask(v: Tensor, p: float, ties: Ties = "keep") -> Tensor:
     """
     check_fraction("p", p)
     score = _scores(v)
-    if p == 1.0:
+    if p == 1.0 or not score.numel():
         _finite_total(score)
         return score > 0
     rows = score.reshape(-1, score.shape[-1])
@@ -160,7 +160,7 @@ def _trimmed(score: Tensor, threshold: Tensor, target: Tensor, *, round_up: bool
     """Everything above the threshold, and of its ties just enough (round_up) or at most what reaches the target."""
     above = score > threshold
     missing = target - (score * above).sum(-1, keepdim=True, dtype=torch.float64)
-    share = missing / threshold.double().clamp_min(torch.finfo(torch.float64).tiny)
+    share = missing / threshold.double()
     count = share.ceil().clamp_min(1) if round_up else share.floor()
     tied = score == threshold
     return above | (tied & (tied.cumsum(-1) <= count))

@@ -17,18 +17,12 @@ def scoped_mask(v: Tensor, p: float, config: SparsityConfig, context: StepContex
     """
     score = v if norms is None else v.abs().float() * norms
     if config.is_identity(p):
-        _rule_mask(score[..., :1, :], p, config)  # still refuses NaN and Inf in the cheapest way it can
-        return _checked_nonzero(score)
+        return threshold_mask(score, 0.0)
     if config.scope == "token":
         return _rule_mask(score, p, config)
-    real = (context.token_class != TokenClass.PADDING).unsqueeze(-1)
-    if config.scope == "sequence":
-        return _sequence_mask(score * real, p, config) & (score != 0)
-    return _group_mask(score * real, p, config, context) & (score != 0)
-
-
-def _checked_nonzero(score: Tensor) -> Tensor:
-    return threshold_mask(score, 0.0)
+    real = context.token_class != TokenClass.PADDING
+    shared = _sequence_mask if config.scope == "sequence" else _group_mask
+    return shared(score, p, config, real) & (score != 0)
 
 
 def _rule_mask(score: Tensor, p: float, config: SparsityConfig) -> Tensor:
@@ -41,28 +35,28 @@ def _rule_mask(score: Tensor, p: float, config: SparsityConfig) -> Tensor:
     return threshold_mask(score, p)
 
 
-def _sequence_mask(score: Tensor, p: float, config: SparsityConfig) -> Tensor:
-    if config.rule == "top_p":
-        return flattened_top_p_mask(score, p)
-    return _rule_mask(score.flatten(1), p, config).view(score.shape)
+def _sequence_mask(score: Tensor, p: float, config: SparsityConfig, real: Tensor) -> Tensor:
+    """The rule over all real tokens of a batch row at once; padding keeps nothing."""
+    keep = torch.zeros_like(score, dtype=torch.bool)
+    for row, counted in enumerate(real):
+        values = score[row, counted]
+        if config.rule == "top_p":
+            keep[row, counted] = flattened_top_p_mask(values, p)
+        else:
+            keep[row, counted] = _rule_mask(values.flatten(), p, config).view(values.shape)
+    return keep
 
 
-def _group_mask(score: Tensor, p: float, config: SparsityConfig, context: StepContext) -> Tensor:
+def _group_mask(score: Tensor, p: float, config: SparsityConfig, real: Tensor) -> Tensor:
     """One mask per `group_size` tokens, selected on the sum of the tokens' L1-normalised scores.
 
-    Groups are counted from each row's first real token, so left padding changes nothing.
+    Groups are counted from each row's first real token of the forward, so left padding changes nothing.
     """
     batch, tokens, width = score.shape
-    magnitude = score.abs().float()
+    magnitude = score.abs().float() * real.unsqueeze(-1)
     share = magnitude / magnitude.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    real = context.token_class != TokenClass.PADDING
-    first = (
-        real.int().argmax(-1, keepdim=True) if context.start == 0 else torch.zeros_like(real[:, :1], dtype=torch.int64)
-    )
-    place = torch.arange(context.start, context.start + tokens, device=score.device) - first
-    group = place.clamp_min(0) // config.group_size
-    group = group - group.amin(-1, keepdim=True)
-    index = group.unsqueeze(-1).expand(-1, -1, width)
-    summed = torch.zeros(batch, int(group.max()) + 1, width, device=score.device)
+    place = torch.arange(tokens, device=score.device) - real.int().argmax(-1, keepdim=True)
+    index = (place.clamp_min(0) // config.group_size).unsqueeze(-1).expand(-1, -1, width)
+    summed = torch.zeros(batch, int(index.max()) + 1, width, device=score.device)
     summed.scatter_add_(1, index, share)
     return _rule_mask(summed, p, config).gather(1, index)

@@ -41,7 +41,6 @@ class Sparsifier(Observer):
         self._causal = lm.config.causal
         self._norms: dict[Site, Tensor] = {}
         self._stored: dict[Site, Tensor] = {}
-        self._known = 0
 
     @property
     def sparsity(self) -> dict[str, float]:
@@ -66,7 +65,8 @@ class Sparsifier(Observer):
     def _masked(self, ffn: FeedForward, name: SiteName, values: Tensor, context: StepContext) -> Tensor:
         site = Site(ffn.layer, name)
         p = self.config.p_at(context.step.fraction)
-        keep = self._reused(site, context)
+        identity = self.config.is_identity(p)
+        keep = None if identity else self._reused(site, context)
         if keep is None:
             keep = self._fresh(site, ffn, values, p, context)
             if self.config.refresh_every > 1:
@@ -74,8 +74,7 @@ class Sparsifier(Observer):
         self.counts.add(site, keep, context.token_class)
         for observer in self._observers:
             observer.on_mask(site, values, keep, context)
-        reusing = self.config.refresh_every > 1
-        return values if self.config.is_identity(p) and not reusing else values * keep
+        return values if identity else values * keep
 
     def _fresh(self, site: Site, ffn: FeedForward, values: Tensor, p: float, context: StepContext) -> Tensor:
         norms = self._weight_norms(site, ffn) if self.config.score == "weighted" else None
