@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dllm_sparse.analysis.masks import jaccard
     from dllm_sparse.generation import Generation, generate
     from dllm_sparse.models.loading import LanguageModel, load
     from dllm_sparse.samplers.config import SamplerConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Generation": "generation",
     "generate": "generation",
+    "jaccard": "analysis.masks",
     "LanguageModel": "models.loading",
     "load": "models.loading",
     "SamplerConfig": "samplers.config",
@@ -53,6 +55,7 @@ __all__ = [
     "TokenClass",
     "__version__",
     "generate",
+    "jaccard",
     "load",
     "log_likelihood",
     "sparsify",
