@@ -159,9 +159,14 @@ class FeedForward(nn.Module):
         out: Tensor = self.down_proj(self.activation(gate) * up)
         return out
 
-    def tapped(self, x: Tensor, tap: Tap) -> Tensor:
-        """The same computation with `tap` called at input, gate, up and intermediate, in that order."""
+    def tapped(self, x: Tensor, tap: Tap, *, dense_gate: bool = False) -> Tensor:
+        """The same computation with `tap` called at input, gate, up and intermediate, in that order.
+
+        `dense_gate` lets the gate projection see x as it was: only the up projection gets the tapped input.
+        """
         gate, up = self.gate_up_proj(tap("input", x)).chunk(2, dim=-1)
+        if dense_gate:
+            gate = self.gate_up_proj(x).chunk(2, dim=-1)[0]
         gate, up = tap("gate", self.activation(gate)), tap("up", up)
         out: Tensor = self.down_proj(tap("intermediate", gate * up))
         return out
@@ -221,14 +226,15 @@ class Transformer(nn.Module):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: KVCache | None = None,
-        rows: slice = slice(None),
+        rows: slice | Tensor = slice(None),
         context: StepContext | None = None,
     ) -> Tensor:
         """Logits [B, rows, V] for ids [B, T] that sit at canvas positions start .. start+T.
 
         `attention_mask` [B, S] marks real tokens (1) and padding (0) over all positions attended to: S = start+T for
         a causal model, the cache's length for a bidirectional one. `positions` [B, T] overrides the rotary positions
-        (default: canvas positions). `rows` selects which of the T tokens need logits.
+        (default: canvas positions). `rows` selects which tokens need logits: a slice of the T tokens of each row, or
+        flat indices [N] into B * T, and then the logits are [N, V].
         """
         tokens = ids.shape[1]
         visible = start + tokens if self.config.causal or cache is None else cache.length
@@ -241,7 +247,8 @@ class Transformer(nn.Module):
         x = self.embedding(ids)
         for block in self.blocks:
             x = block(x, rope, bias, start, visible, cache, context)
-        logits: Tensor = self.head(self.norm(x[:, rows]))
+        x = x[:, rows] if isinstance(rows, slice) else x.flatten(0, 1)[rows]
+        logits: Tensor = self.head(self.norm(x))
         return logits
 
 

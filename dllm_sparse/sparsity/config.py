@@ -14,6 +14,7 @@ Rule = Literal["top_p", "top_k", "max_p", "threshold"]
 Sites = Literal["input", "up", "gate", "intermediate", "all_inputs"]
 Scope = Literal["token", "sequence", "group"]
 Score = Literal["magnitude", "weighted"]
+GateInput = Literal["masked", "dense"]
 Backend = Literal["auto", "reference", "triton", "cpu"]
 Schedule = Callable[[float], float] | Sequence[tuple[float, float]]
 
@@ -30,6 +31,7 @@ class SparsityConfig:
     sum of each token's normalised scores) or per sequence (the published LLaDA code). `score="weighted"` ranks by
     |v_j| * ||W_:,j|| of the matrix that consumes v. `schedule` maps the step fraction in [0, 1] to p: a function, or
     points (fraction, p) joined by straight lines. `refresh_every=k` recomputes the masks at every k-th step only.
+    `gate_input="dense"` masks the input of the up projection only, as the published LLaDA hook did.
 
     Raises UsageError for a value outside what is allowed.
     """
@@ -44,9 +46,11 @@ class SparsityConfig:
     refresh_every: int = 1
     backend: Backend = "auto"
     ties: Ties = "keep"
+    gate_input: GateInput = "masked"
 
     def __post_init__(self) -> None:
-        for name, kind in (("rule", Rule), ("sites", Sites), ("scope", Scope), ("score", Score)):
+        choices = (("rule", Rule), ("sites", Sites), ("scope", Scope), ("score", Score), ("gate_input", GateInput))
+        for name, kind in choices:
             _check_choice(name, getattr(self, name), get_args(kind))
         _check_choice("backend", self.backend, get_args(Backend))
         _check_choice("ties", self.ties, get_args(Ties))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from dllm_sparse.types import Site, SiteName, TokenClass
 
 _CLASSES = len(TokenClass)
+_TENSORS = ("kept", "entries", "union_kept", "call_sparsity")
 
 
 @dataclass(slots=True)
@@ -61,6 +62,14 @@ class SparsityCounts:
             ours = self._sites.setdefault(site, _SiteCount.empty(theirs.kept.device))
             for name in ("kept", "entries", "union_kept", "union_entries", "calls", "call_sparsity"):
                 setattr(ours, name, getattr(ours, name) + getattr(theirs, name))
+
+    def to(self, device: torch.device | str) -> SparsityCounts:
+        """A copy whose tensors are on `device`."""
+        copy = SparsityCounts()
+        for site, count in self._sites.items():
+            moved = {name: getattr(count, name).to(device, copy=True) for name in _TENSORS}
+            copy._sites[site] = replace(count, **moved)
+        return copy
 
     def summary(self) -> dict[str, float]:
         """Element-weighted sparsity per site, `mean` over all entries; `hook_mean` weighs hooks and calls equally."""

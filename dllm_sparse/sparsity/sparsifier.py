@@ -60,7 +60,7 @@ class Sparsifier(Observer):
         def tap(name: SiteName, values: Tensor) -> Tensor:
             return self._masked(ffn, name, values, context) if name in self.config.site_names else values
 
-        return ffn.tapped(x, tap)
+        return ffn.tapped(x, tap, dense_gate=self.config.gate_input == "dense")
 
     def _masked(self, ffn: FeedForward, name: SiteName, values: Tensor, context: StepContext) -> Tensor:
         site = Site(ffn.layer, name)
