@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dllm_sparse.analysis.cett import CettResult, cett_threshold
+    from dllm_sparse.analysis.laws import LawFit, fit_activation_law
     from dllm_sparse.analysis.masks import jaccard
+    from dllm_sparse.analysis.rank import effective_rank
     from dllm_sparse.generation import Generation, generate
     from dllm_sparse.models.loading import LanguageModel, load
     from dllm_sparse.samplers.config import SamplerConfig
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "Generation": "generation",
     "generate": "generation",
+    "CettResult": "analysis.cett",
+    "cett_threshold": "analysis.cett",
+    "LawFit": "analysis.laws",
+    "fit_activation_law": "analysis.laws",
     "jaccard": "analysis.masks",
+    "effective_rank": "analysis.rank",
     "LanguageModel": "models.loading",
     "load": "models.loading",
     "SamplerConfig": "samplers.config",
@@ -42,8 +50,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "CettResult",
     "Generation",
     "LanguageModel",
+    "LawFit",
     "Observer",
     "SamplerConfig",
     "Site",
@@ -54,6 +64,9 @@ __all__ = [
     "StepResult",
     "TokenClass",
     "__version__",
+    "cett_threshold",
+    "effective_rank",
+    "fit_activation_law",
     "generate",
     "jaccard",
     "load",
