@@ -61,13 +61,7 @@ class SparsityConfig:
             raise UsageError(f"ties='trim' belongs to rule 'top_p', not to {self.rule!r}")
         self._check_p(self.p)
         if self.schedule is not None and not callable(self.schedule):
-            points = tuple((float(at), float(p)) for at, p in self.schedule)
-            object.__setattr__(self, "schedule", points)
-            if not points or any(b <= a for (a, _), (b, _) in itertools.pairwise(points)):
-                raise UsageError("schedule needs (step fraction, p) points with increasing fractions")
-            for at, p in points:
-                check_fraction("a schedule's step fraction", at)
-                self._check_p(p)
+            object.__setattr__(self, "schedule", self._points(self.schedule))
 
     @property
     def site_names(self) -> tuple[SiteName, ...]:
@@ -102,6 +96,18 @@ class SparsityConfig:
         if unknown := sorted(set(values) - known):
             raise UsageError(f"unknown sparsity option {unknown[0]!r}; known: {', '.join(sorted(known))}")
         return cls(**values)
+
+    def _points(self, schedule: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+        try:
+            points = tuple((float(at), float(p)) for at, p in schedule)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"schedule needs (step fraction, p) points; got {schedule!r}") from error
+        if not points or any(b <= a for (a, _), (b, _) in itertools.pairwise(points)):
+            raise UsageError("schedule needs (step fraction, p) points with increasing fractions")
+        for at, p in points:
+            check_fraction("a schedule's step fraction", at)
+            self._check_p(p)
+        return points
 
     def _check_p(self, p: float) -> None:
         if self.rule == "threshold":

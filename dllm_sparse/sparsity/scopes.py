@@ -40,6 +40,8 @@ def _sequence_mask(score: Tensor, p: float, config: SparsityConfig, real: Tensor
     keep = torch.zeros_like(score, dtype=torch.bool)
     for row, counted in enumerate(real):
         values = score[row, counted]
+        if not len(values):
+            continue
         if config.rule == "top_p":
             keep[row, counted] = flattened_top_p_mask(values, p)
         else:

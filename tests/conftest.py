@@ -1,0 +1,33 @@
+"""One thread, no network, small hypothesis budgets; the golden checkpoints as fixtures."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import dllm_sparse as ds
+from tests.helpers import GOLDEN
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "suite", max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("deep", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+@pytest.fixture(scope="session")
+def llada() -> ds.LanguageModel:
+    """The golden LLaDA checkpoint in fp32 on the CPU."""
+    return ds.load(str(GOLDEN / "llada-tiny"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def llama() -> ds.LanguageModel:
+    """The golden Llama checkpoint in fp32 on the CPU."""
+    return ds.load(str(GOLDEN / "llama-tiny"), device="cpu")

@@ -1,0 +1,99 @@
+"""Small models and recorders shared by the tests. Models are seeded and random: nothing here needs a download."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.transformer import Transformer
+from dllm_sparse.types import Observer, Site, Step, StepContext, StepResult
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(file: str, key: str = "cases") -> list[dict[str, Any]]:
+    """The cases of one golden file."""
+    cases: list[dict[str, Any]] = json.loads((GOLDEN / f"{file}.json").read_text())[key]
+    return cases
+
+
+def by_name(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Arguments of `pytest.mark.parametrize` for golden cases: their values and their names."""
+    return {"argvalues": cases, "ids": [case["name"] for case in cases]}
+
+
+def tiny_lm(kind: str = "diffusion", seed: int = 0, **facts: Any) -> LanguageModel:
+    """A seeded random model of 2 layers: vocabulary 40, mask id 39, eos = pad 38, eot 37, bos 36."""
+    causal = kind == "autoregressive"
+    values: dict[str, Any] = {
+        "vocab_size": 40,
+        "width": 16,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 4,
+        "ffn_width": 24,
+        "max_positions": 96,
+        "bos_token_id": 36,
+        "eos_token_id": 38,
+        "eot_token_id": 37,
+        "pad_token_id": 38,
+        "mask_token_id": None if causal else 39,
+    }
+    config = TransformerConfig(causal=causal, **{**values, **facts})
+    generator = torch.Generator().manual_seed(seed)
+    transformer = Transformer(config).requires_grad_(False).eval()
+    for name, parameter in transformer.named_parameters():
+        scale, shift = (0.2, 1.0) if "norm" in name else (0.5, 0.0)
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + shift)
+    return LanguageModel("tiny", "autoregressive" if causal else "diffusion", config, transformer)
+
+
+def random_ids(rows: int, length: int, seed: int = 0, vocabulary: int = 36) -> Tensor:
+    """Ids [rows, length] without any special token of `tiny_lm`."""
+    return torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def left_padded(rows: list[Tensor], pad: int = 38) -> tuple[Tensor, Tensor]:
+    """Prompts of different length as one batch [B, P] and its 0/1 mask."""
+    width = max(len(row) for row in rows)
+    ids = torch.stack([torch.cat((torch.full((width - len(row),), pad), row)) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+@dataclass
+class Recorder(Observer):
+    """Keeps copies of everything an observer is offered."""
+
+    starts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    masks: list[tuple[Site, Tensor, Tensor, StepContext]] = field(default_factory=list)
+    steps: list[tuple[Step, StepResult]] = field(default_factory=list)
+
+    def on_start(self, ids: Tensor, token_class: Tensor) -> None:
+        self.starts.append((ids.clone(), token_class.clone()))
+
+    def on_mask(self, site: Site, values: Tensor, keep: Tensor, context: StepContext) -> None:
+        self.masks.append((site, values.clone(), keep.clone(), context))
+
+    def on_step(self, step: Step, result: StepResult) -> None:
+        confidence = None if result.confidence is None else result.confidence.clone()
+        self.steps.append((step, StepResult(result.ids.clone(), result.committed.clone(), confidence)))
+
+
+def run_cli(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line in its own process, offline, as a user's shell would run it."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-c", "from dllm_sparse.cli import main; main()", *arguments]
+    feed: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False, **feed)
