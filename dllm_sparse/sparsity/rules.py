@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dllm_sparse.kernels.selection import can_select, mass_threshold
 from dllm_sparse.types import NonFiniteActivations, UsageError
 
 Ties = Literal["keep", "trim"]
@@ -121,6 +122,9 @@ def _mass_threshold(score: Tensor, p: float, unused_bits: int) -> Tensor:
     Found in the dtype of the scores. Rows whose masses come closer to the target than rounding can tell (or overflow,
     or are not finite) are searched again with fp64 sums.
     """
+    if can_select(score):
+        threshold = mass_threshold(score, p * _finite_total(score))
+        return threshold.masked_fill_(threshold == 0, torch.inf)
     total = score.sum(-1, keepdim=True)
     threshold, slack = _bisect(score, p * total, unused_bits)
     unsure = ~(slack > _SUM_ERROR * total).squeeze(-1)
