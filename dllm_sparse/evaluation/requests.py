@@ -37,8 +37,12 @@ class Encoder:
         self.tokenizer = lm.tokenizer
         self.diffusion = lm.kind == "diffusion"
         self.max_length = min(max_length or lm.config.max_positions, lm.config.max_positions)
-        ids = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
-        ids += (lm.config.bos_token_id, lm.config.eos_token_id)
+        ids = (
+            self.tokenizer.bos_token_id,
+            self.tokenizer.eos_token_id,
+            lm.config.bos_token_id,
+            lm.config.eos_token_id,
+        )
         self.prefix: int | None = next((int(token) for token in ids if token is not None), None)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:

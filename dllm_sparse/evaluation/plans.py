@@ -1,0 +1,136 @@
+"""From scoring requests to batches: which rows each request needs and which of them share a forward.
+
+Rows are ordered by length, so that padding is rare, and cut where a forward would exceed its budget of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from dllm_sparse.evaluation.batches import Batch, Rows, pack
+from dllm_sparse.evaluation.options import ScoringOptions
+from dllm_sparse.evaluation.requests import Pair
+from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.samplers.likelihood import stratified_masks
+
+# One forward's tokens: large enough to fill a GPU, small enough for a CPU's cache; and at most so many logits.
+_CUDA_TOKENS, _CPU_TOKENS = 1 << 17, 1 << 12
+_CUDA_LOGITS, _CPU_LOGITS = 1 << 30, 1 << 28
+
+
+def token_budget(lm: LanguageModel, options: ScoringOptions) -> int:
+    """Tokens of one forward for this device and vocabulary."""
+    if options.batch_tokens is not None:
+        return options.batch_tokens
+    cuda = lm.device.type == "cuda"
+    tokens, logits = (_CUDA_TOKENS, _CUDA_LOGITS) if cuda else (_CPU_TOKENS, _CPU_LOGITS)
+    return max(min(tokens, logits // lm.config.vocab_size), 1)
+
+
+def plan(lm: LanguageModel, pairs: Sequence[Pair], options: ScoringOptions, *, share_prompts: bool) -> list[Batch]:
+    """Batches that score every pair; row owners are indices into `pairs`. Empty targets have no row.
+
+    `share_prompts` computes an autoregressive prompt once for all its targets. That is exact where every token has
+    its own mask, and only there.
+    """
+    budget = token_budget(lm, options)
+    if lm.kind == "diffusion":
+        assert lm.mask_token_id is not None
+        parts = [_diffusion_rows(owner, pair, options, lm.mask_token_id) for owner, pair in _filled(pairs)]
+        return _packed(parts, budget // (2 if options.cfg_scale > 0 else 1))
+    families: dict[tuple[int, ...], list[tuple[int, Pair]]] = {}
+    for owner, pair in _filled(pairs):
+        families.setdefault(pair.prompt, []).append((owner, pair))
+    alone: list[Rows] = []
+    shared: list[list[tuple[int, Pair]]] = []
+    for prompt, family in families.items():
+        if share_prompts and len(family) > 1 and len(prompt) > 1:
+            shared.append(family)
+        else:
+            alone += [_causal_row(owner, pair) for owner, pair in family]
+    return _packed(alone, budget) + list(_shared_batches(shared, budget))
+
+
+def _filled(pairs: Sequence[Pair]) -> Iterator[tuple[int, Pair]]:
+    return ((owner, pair) for owner, pair in enumerate(pairs) if pair.target)
+
+
+def _packed(parts: Sequence[Rows], budget: int) -> list[Batch]:
+    """Longest first, cut so that the padded size of a batch stays within the budget; at least one row each."""
+    batches: list[Batch] = []
+    chosen: list[Rows] = []
+    room = 0
+    for rows in sorted(parts, key=lambda rows: -len(rows.truth)):
+        while len(rows.ids):
+            if not chosen:
+                room = max(budget // len(rows.truth), 1)
+            taken = rows[:room]
+            chosen.append(taken)
+            room -= len(taken.ids)
+            rows = rows[len(taken.ids) :]
+            if not room:
+                batches.append(pack(chosen))
+                chosen = []
+    return [*batches, pack(chosen)] if chosen else batches
+
+
+def masks_and_weights(pair: Pair, options: ScoringOptions) -> tuple[Tensor, Tensor]:
+    """Masked target positions [rows, L] bool and the weight [rows] of a masked token's log-likelihood.
+
+    Monte Carlo: L / (number masked) / mc_num, so that the weighted sum is the official estimate; random numbers are
+    drawn in its order. Pseudo: one position a row, weight 1. One token: one row, exact.
+    """
+    length = len(pair.target)
+    if length == 1 or options.estimator == "pseudo":
+        return torch.eye(length, dtype=torch.bool), torch.ones(length)
+    generator = torch.Generator().manual_seed(pair.seed(options.seed))
+    groups = options.mc_num // options.group
+    masks = torch.cat([stratified_masks(length, options.group, generator) for _ in range(groups)])
+    return masks, length / masks.sum(-1) / options.mc_num
+
+
+def _diffusion_rows(owner: int, pair: Pair, options: ScoringOptions, mask_id: int) -> Rows:
+    masks, weights = masks_and_weights(pair, options)
+    whole = torch.tensor((*pair.prompt, *pair.target))
+    scored = torch.nn.functional.pad(masks, (len(pair.prompt), 0))
+    return Rows(owner, whole.masked_fill(scored, mask_id), whole, scored, weights, prompt=len(pair.prompt))
+
+
+def _causal_row(owner: int, pair: Pair, behind: int = 0, prefix: int = -1) -> Rows:
+    """The row of a pair, its first `behind` prompt tokens left to a shared prefix; the last target is never fed."""
+    whole = torch.tensor((*pair.prompt[behind:], *pair.target))
+    scored = torch.arange(len(whole) - 1) >= len(pair.prompt) - behind - 1
+    return Rows(owner, whole[None, :-1], whole[1:], scored[None], torch.ones(1), prefix=prefix)
+
+
+def _shared_batches(families: Sequence[list[tuple[int, Pair]]], budget: int) -> Iterator[Batch]:
+    """Batches of whole families; the prompt but its last token is the prefix, so every row has a token to feed."""
+    ordered = sorted(families, key=lambda family: -len(family[0][1].prompt))
+    part: list[list[tuple[int, Pair]]] = []
+    for family in ordered:
+        if part and _attended([*part, family]) > budget:
+            yield _shared_batch(part)
+            part = []
+        part.append(family)
+    if part:
+        yield _shared_batch(part)
+
+
+def _attended(families: Sequence[list[tuple[int, Pair]]]) -> int:
+    """Tokens of the largest buffer such a batch needs: keys of every row, prefix included."""
+    rows = sum(len(family) for family in families)
+    longest = max(len(pair.target) for family in families for _, pair in family)
+    return rows * (len(families[0][0][1].prompt) + longest)
+
+
+def _shared_batch(families: Sequence[list[tuple[int, Pair]]]) -> Batch:
+    prefixes = [family[0][1].prompt[:-1] for family in families]
+    rows = [
+        _causal_row(owner, pair, behind=len(pair.prompt) - 1, prefix=index)
+        for index, family in enumerate(families)
+        for owner, pair in family
+    ]
+    return pack(rows, prefixes)
