@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dllm_sparse.kernels.dispatch import resolve_backend
 from dllm_sparse.models.loading import LanguageModel
-from dllm_sparse.models.transformer import FeedForward
+from dllm_sparse.models.transformer import FeedForward, FFNOverride
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
 from dllm_sparse.sparsity.scopes import scoped_mask
@@ -120,11 +120,18 @@ def sparsify(lm: LanguageModel, config: SparsityConfig, observers: Sequence[Obse
     Observers see every mask through `on_mask`. Raises UsageError when the model is already sparsified, and
     BackendUnavailable when an explicit backend cannot run.
     """
+    handle = Sparsifier(lm, config, observers)
+    with overriding(lm, handle):
+        yield handle
+
+
+@contextmanager
+def overriding(lm: LanguageModel, override: FFNOverride) -> Iterator[None]:
+    """Lets `override` compute every FFN inside the block; raises UsageError when something else already does."""
     if any(ffn.override is not None for ffn in lm.transformer.ffns):
         raise UsageError("the model is already sparsified; leave the surrounding `sparsify` block first")
-    handle = Sparsifier(lm, config, observers)
     with ExitStack() as undo:
         for ffn in lm.transformer.ffns:
             undo.callback(setattr, ffn, "override", None)
-            ffn.override = handle
-        yield handle
+            ffn.override = override
+        yield
