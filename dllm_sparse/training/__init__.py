@@ -1,0 +1,1 @@
+"""Training of the small twins: one recipe, two objectives, the same transformer, data order and token budget."""

@@ -1,0 +1,59 @@
+"""The run's record: one JSON object a line, and the loss curve drawn from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dllm_sparse.files import atomic_path, write_text
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a log, in order; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def rewind_log(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops what was logged after `step`, so that a resumed run reads like an uninterrupted one."""
+    kept = [entry for entry in read_log(path) if entry["step"] <= step]
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+    return kept
+
+
+def append_log(path: Path, entry: Mapping[str, Any]) -> None:
+    """Adds one line in a single write."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def draw_losses(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+    """Training and held-out loss (nats a token) over token positions seen, one pair of lines a run, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, (name, log) in enumerate(logs.items()):
+        colour = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")[number % 4]
+        held = [(entry["tokens"], entry["held_out_loss"]) for entry in log if "held_out_loss" in entry]
+        text = [(entry["tokens"], entry["losses"][0]) for entry in log]
+        axes.plot(*zip(*text, strict=True), color=colour, alpha=0.25, linewidth=0.8)
+        if held:
+            axes.plot(*zip(*held, strict=True), color=colour, marker="o", markersize=3, label=f"{name}, held out")
+    axes.set(xlabel="token positions seen", ylabel="loss (nats a token)")
+    tops = [entry["losses"][0] for log in logs.values() for entry in log[len(log) // 50 :]]
+    axes.set_ylim(bottom=min(tops) - 0.2, top=min(max(tops), min(tops) + 4.0))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    return path
