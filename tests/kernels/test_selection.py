@@ -12,7 +12,7 @@ import torch
 import dllm_sparse as ds
 from dllm_sparse.kernels.selection import can_select, mass_threshold
 
-WIDTHS = (1, 5, 63, 300, 1000)
+WIDTHS = (1, 63, 300)
 
 
 def rows(width: int) -> torch.Tensor:
@@ -36,7 +36,7 @@ def expected(score: torch.Tensor, p: float) -> torch.Tensor:
 def check(device: str, widths: tuple[int, ...]) -> None:
     for width in widths:
         score = rows(width)
-        for p in (0.0, 0.1, 0.5, 0.8, 0.95):
+        for p in (0.0, 0.5, 0.95):
             target = p * score.sum(-1, keepdim=True, dtype=torch.float64)
             found = mass_threshold(score.to(device), target.to(device)).cpu()
             assert torch.equal(found, expected(score, p)), (width, p)
