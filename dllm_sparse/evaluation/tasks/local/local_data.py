@@ -7,6 +7,7 @@ itself, --metadata data_file=FILE).
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import subprocess
@@ -77,6 +78,5 @@ def _lines(data_file: str | None) -> Iterator[str]:
     if data_file is None:
         raise FileNotFoundError("this task reads a file of yours: give it as NAME=FILE")
     path = Path(data_file)
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
-        yield from file
+    with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
+        yield from io.TextIOWrapper(file, encoding="utf-8")
