@@ -114,13 +114,18 @@ def encode(lm: LanguageModel, prompts: Sequence[str], *, chat: bool = False) -> 
     rows = [_encode_one(lm, prompt, chat=chat) for prompt in prompts]
     if not all(rows):
         raise UsageError("a prompt is empty and the model has no BOS token to start from")
+    return left_padded(lm, rows)
+
+
+def left_padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+    """Rows of token ids as one [B, P] int64, padded in front, and their 0/1 mask [B, P] (None when nothing is)."""
     width = max(len(row) for row in rows)
     if all(len(row) == width for row in rows):
         return torch.tensor(rows), None
     pad = next((token for token in (lm.config.pad_token_id, lm.config.eos_token_id) if token is not None), 0)
     if pad == lm.mask_token_id:
         raise UsageError("the padding id equals the mask id; set pad_token_id in the checkpoint's config")
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
     return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
 
 
@@ -168,12 +173,12 @@ def _generation(
             texts.append(str(lm.tokenizer.decode(kept, skip_special_tokens=True)))
     return Generation(
         texts=texts,
-        ids=decoded.ids.cpu(),
+        ids=decoded.ids.cpu().clone(),  # outside inference mode: an ordinary tensor, free to be changed
         prompt_length=prompt_length,
         forward_passes=decoded.forward_passes,
         seconds=seconds,
         generated_tokens=count,
-        commit_step=decoded.commit_step.cpu(),
+        commit_step=decoded.commit_step.cpu().clone(),
     )
 
 

@@ -56,6 +56,8 @@ def tiny_lm(kind: str = "diffusion", seed: int = 0, **facts: Any) -> LanguageMod
     for name, parameter in transformer.named_parameters():
         scale, shift = (0.2, 1.0) if "norm" in name else (0.5, 0.0)
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + shift)
+    if not (causal or config.tied):
+        transformer.head.weight[config.mask_token_id] = 0.0  # predicted never, as in a trained model
     return LanguageModel("tiny", "autoregressive" if causal else "diffusion", config, transformer)
 
 

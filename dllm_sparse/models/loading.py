@@ -54,7 +54,7 @@ class LanguageModel:
         """Type of the weights and of the logits."""
         return self.transformer.embedding.weight.dtype
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: its tensors cannot be changed in place by the caller
     def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Raw logits [B, L, V] in the model's dtype, no shift, for ids [B, L] int64 and an optional 0/1 mask [B, L]."""
         ids = ids.to(self.device)

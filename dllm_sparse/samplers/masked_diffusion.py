@@ -8,7 +8,6 @@ fp64 noise [B, rows fed, V] if temperature > 0 (drawn twice in a cached prefix f
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -139,7 +138,9 @@ class _Loop:
         end = begin + config.block_length
         masks = canvas.masked()[:, begin:end].sum(-1).tolist()
         quotas = [transfer_counts(count, config.steps_per_block) for count in masks]
-        for index in range(config.steps_per_block) if config.by_quota else itertools.count():
+        # Every step decides one competing position at least; a model that predicts the mask token must not loop on.
+        competing = int(canvas.masked()[:, :end].sum(-1).max())
+        for index in range(config.steps_per_block if config.by_quota else competing):
             if self._may_exit() and not bool(canvas.masked()[:, begin:end].any()):
                 return
             step = Step(self.index, config.blocks * config.steps_per_block, block, index)
@@ -170,14 +171,16 @@ class _Loop:
         first = int(eligible.any(0).int().argmax())
         rows = slice(first, end - start)
         logits = self._forward(step, start, stop, rows)
-        tokens, confidence = self._decide(
+        tokens, decided = self._decide(
             logits, step, rows, stop - start, discard_draw=cached and config.cache == "prefix"
         )
-        confidence = torch.where(eligible[:, rows], confidence, -torch.inf)
-        picked = self._pick(confidence, quota)
+        # As wide as the tokens fed: which of equal confidences topk prefers depends on the whole row.
+        confidence = decided.new_full((len(decided), stop - start), -torch.inf)
+        confidence[:, rows] = torch.where(eligible[:, rows], decided, -torch.inf)
+        picked = self._pick(confidence, quota)[:, rows]
         canvas.commit(picked, tokens, start + first, step)
         if self.observers:
-            self._report(step, confidence, start + first)
+            self._report(step, confidence, start)
 
     def _forward(self, step: Step, start: int, stop: int, rows: slice) -> Tensor:
         """Logits [B, rows, V] of canvas positions start..stop after guidance."""

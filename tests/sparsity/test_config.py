@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -66,9 +67,7 @@ def test_scheduled_points_are_joined_by_straight_lines(points: list[tuple[float,
     elif fraction >= points[-1][0]:
         assert p == points[-1][1]
     else:
-        (x0, y0), (x1, y1) = next(
-            pair for pair in zip(points, points[1:], strict=False) if pair[0][0] <= fraction <= pair[1][0]
-        )
+        (x0, y0), (x1, y1) = next(pair for pair in itertools.pairwise(points) if pair[0][0] <= fraction <= pair[1][0])
         share = (fraction - x0) / (x1 - x0)
         assert p == pytest.approx((1 - share) * y0 + share * y1, abs=1e-12)
 

@@ -1,0 +1,96 @@
+"""The pure decisions of a step, against re-statements of the published rules in plain Python."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dllm_sparse.samplers.confidence import (
+    choose_tokens,
+    pick_by_factor,
+    pick_by_quota,
+    pick_by_threshold,
+    token_probabilities,
+)
+
+# Confidences of one row; None is a position that does not compete. Distinct: the order of ties is not defined.
+rows = st.lists(st.one_of(st.none(), st.floats(0, 1, width=32, allow_subnormal=False)), min_size=1, max_size=12).filter(
+    lambda row: len({value for value in row if value is not None}) == sum(value is not None for value in row)
+)
+
+
+def ranking(row: list[float | None]) -> list[int]:
+    """Competing positions, most confident first."""
+    return sorted((at for at, value in enumerate(row) if value is not None), key=lambda at: -(row[at] or 0.0))
+
+
+def tensor(row: list[float | None]) -> torch.Tensor:
+    return torch.tensor([[-math.inf if value is None else value for value in row]])
+
+
+def picked(mask: torch.Tensor) -> list[int]:
+    return mask[0].nonzero().flatten().tolist()
+
+
+@given(rows, st.integers(0, 14))
+def test_quota(row: list[float | None], quota: int) -> None:
+    assert picked(pick_by_quota(tensor(row), [quota])) == sorted(ranking(row)[:quota])
+
+
+@given(rows, st.floats(0, 1, width=32))
+def test_threshold(row: list[float | None], threshold: float) -> None:
+    order = ranking(row)
+    expected = {*order[:1], *(at for at in order if row[at] is not None and row[at] >= threshold)}
+    assert picked(pick_by_threshold(tensor(row), threshold)) == sorted(expected)
+
+
+@given(rows, st.floats(0.1, 5))
+def test_factor(row: list[float | None], factor: float) -> None:
+    """Fast-dLLM: limits -1, then 1 - factor/(i+2); stop at the first below; 0 and the last index are raised by one."""
+    order = ranking(row)
+    count = len(order) - 1
+    for index, at in enumerate(order):
+        limit = -1 if index == 0 else 1 - factor / (index + 2)
+        if (row[at] or 0.0) < limit:
+            count = index
+            break
+    if count in (0, len(order) - 1):
+        count += 1
+    assert picked(pick_by_factor(tensor(row), factor)) == sorted(order[: max(count, 0)])
+
+
+def test_rows_are_decided_apart() -> None:
+    confidence = torch.tensor([[0.9, 0.2, 0.8], [-math.inf, -math.inf, -math.inf], [0.1, 0.3, 0.2]])
+    assert pick_by_quota(confidence, [2, 1, 1]).tolist() == [[True, False, True], [False] * 3, [False, True, False]]
+    assert pick_by_threshold(confidence, 0.5).tolist() == [[True, False, True], [False] * 3, [False, True, False]]
+    assert pick_by_factor(confidence, 0.5)[1].tolist() == [False] * 3
+
+
+def test_greedy_choice_is_the_argmax() -> None:
+    logits = torch.randn(2, 3, 7)
+    assert torch.equal(choose_tokens(logits, 0.0, None), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_sampled_tokens_follow_the_tempered_softmax(temperature: float) -> None:
+    """argmax exp(l) / (-log u)^T = argmax l/T - log(-log u), Gumbel noise: frequencies within five standard errors."""
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5])
+    draws = 20000
+    uniform = torch.rand((1, draws, 5), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens = choose_tokens(logits.expand(1, draws, 5), temperature, uniform)
+    expected = (logits.double() / temperature).softmax(-1)
+    error = (expected * (1 - expected) / draws).sqrt()
+    assert ((tokens[0].bincount(minlength=5) / draws - expected).abs() < 5 * error).all()
+
+
+def test_probabilities_are_formed_in_the_type_asked_for() -> None:
+    logits = torch.randn(1, 4, 50, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    tokens = logits.argmax(-1)
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        got = token_probabilities(logits, tokens, dtype)
+        assert got.dtype == dtype
+        assert torch.equal(got, logits.to(dtype).softmax(-1).amax(-1))

@@ -1,0 +1,290 @@
+"""The denoising loop against a plain restatement, its invariants, and batches against single prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import dllm_sparse as ds
+from dllm_sparse.samplers.schedule import transfer_counts
+from dllm_sparse.types import UsageError
+from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
+
+MASK, EOS, EOT = 39, 38, 37
+LENGTHS = (7, 4, 1)
+PROMPTS = [random_ids(1, length, seed=length)[0] for length in LENGTHS]
+
+
+def run(lm: ds.LanguageModel, ids: Tensor, mask: Tensor | None = None, **options: Any) -> ds.Generation:
+    observers, sparsity = options.pop("observers", ()), options.pop("sparsity", None)
+    return ds.generate(
+        lm,
+        prompt_ids=ids,
+        attention_mask=mask,
+        sampler=ds.SamplerConfig(**options),
+        sparsity=sparsity,
+        observers=observers,
+    )
+
+
+def plain_llada(lm: ds.LanguageModel, prompt: Tensor, mask: Tensor, config: ds.SamplerConfig) -> Tensor:
+    """LLaDA's sampler as its paper and code state it: whole sequences, whole softmaxes, no short cuts."""
+    generator = torch.Generator().manual_seed(config.seed)
+    x = torch.cat((prompt, torch.full((len(prompt), config.gen_length), MASK)), dim=1)
+    mask = torch.cat((mask, torch.ones(len(prompt), config.gen_length, dtype=torch.int64)), dim=1)
+    given_at_start = x != MASK
+    for block in range(config.blocks):
+        end = prompt.shape[1] + (block + 1) * config.block_length
+        inside = x[:, end - config.block_length : end] == MASK
+        quotas = [transfer_counts(int(row.sum()), config.steps_per_block) for row in inside]
+        for step in range(config.steps_per_block):
+            masked = x == MASK
+            logits = lm.logits(x, mask)
+            if config.cfg_scale > 0:
+                free = lm.logits(x.masked_fill(given_at_start, MASK), mask)
+                logits = free + (config.cfg_scale + 1) * (logits - free)
+            if config.logits_eos_inf:
+                logits[..., EOS] = -torch.inf
+            noisy = logits
+            if config.temperature > 0:
+                uniform = torch.rand(logits.shape, dtype=torch.float64, generator=generator)
+                noisy = logits.double().exp() / (-uniform.log()) ** config.temperature
+            tokens = noisy.argmax(-1)
+            if config.confidence_eos_eot_inf:
+                logits[..., EOT] = -torch.inf
+                if config.temperature == 0:
+                    logits[..., EOS] = -torch.inf
+            confidence = logits.softmax(-1).gather(-1, tokens[..., None])[..., 0]
+            if config.remasking == "random":
+                confidence = torch.rand(x.shape, generator=generator)
+            confidence[:, end:] = -torch.inf
+            confidence[~masked] = -torch.inf
+            for row, quota in enumerate(quotas):
+                chosen = confidence[row].topk(quota[step]).indices
+                x[row, chosen] = tokens[row, chosen]
+    return x
+
+
+options = st.fixed_dictionaries(
+    {
+        "steps": st.sampled_from([4, 8, 12, 24]),
+        "block_length": st.sampled_from([3, 6, 12]),
+        "temperature": st.sampled_from([0.0, 0.7]),
+        "cfg_scale": st.sampled_from([0.0, 0.0, 1.5]),
+        "remasking": st.sampled_from(["low_confidence", "random"]),
+        "logits_eos_inf": st.booleans(),
+        "confidence_eos_eot_inf": st.booleans(),
+        "seed": st.integers(0, 1000),
+    }
+)
+
+
+@settings(max_examples=30)
+@given(options, st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3), st.integers(0, 3))
+def test_the_loop_is_llada_restated(values: dict[str, Any], prompts: list[Tensor], seed: int) -> None:
+    lm = tiny_lm(seed=seed)
+    lm.transformer.head.weight[[EOS, EOT]] *= 1.5  # predicted often enough for the flags to matter
+    ids, mask = left_padded(prompts, pad=EOS)
+    config = ds.SamplerConfig(gen_length=12, **values)
+    out = run(lm, ids, mask, gen_length=12, **values)
+    assert torch.equal(out.ids, plain_llada(lm, ids, mask, config))
+    assert out.forward_passes == config.steps
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(["none", "prefix", "dual"]),
+    st.sampled_from([{}, {"threshold": 0.3}, {"factor": 1.5}]),
+    st.sampled_from([4, 8, 12, 24]),
+    st.sampled_from([0.0, 0.7]),
+    st.sampled_from(["low_confidence", "random"]),
+    st.integers(0, 50),
+)
+def test_every_mask_is_committed_once_and_the_prompt_never_changes(
+    cache: Any, rule: dict[str, float], steps: int, temperature: float, remasking: Any, seed: int
+) -> None:
+    lm, seen = tiny_lm(seed=seed % 5), Recorder()
+    ids, mask = left_padded(PROMPTS)
+    values = {"cache": cache, "steps": steps, "temperature": temperature, "remasking": remasking, "seed": seed, **rule}
+    out = run(lm, ids, mask, gen_length=12, block_length=6, observers=[seen], **values)
+    width = ids.shape[1]
+    assert torch.equal(out.ids[:, :width], ids)
+    assert not (out.ids == MASK).any()
+    times = torch.stack([result.committed for _, result in seen.steps]).sum(0)
+    assert (times[:, :width] == 0).all()
+    assert (times[:, width:] == 1).all()
+    for number, (step, result) in enumerate(seen.steps):
+        assert step.index == number
+        places = result.committed.nonzero()[:, 1] - width
+        assert (places // 6 == step.block).all()
+        assert torch.equal(out.commit_step[result.committed[:, width:]], torch.full((len(places),), number))
+        # What was committed stays as it was decided.
+        assert torch.equal(result.ids[result.committed], out.ids[result.committed])
+        if not rule:
+            quotas = transfer_counts(6, steps // 2)
+            assert (result.committed.sum(-1) == quotas[step.index_in_block]).all()
+    assert len(seen.steps) == out.forward_passes
+    assert seen.steps[-1][0].fraction <= 1.0
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("rule", [{}, {"threshold": 0.3}, {"factor": 1.5}, {"cfg_scale": 1.5}])
+@pytest.mark.parametrize("sparsity", [None, "token", "group", "sequence"])
+def test_a_left_padded_batch_equals_its_prompts_alone(cache: Any, rule: dict[str, float], sparsity: Any) -> None:
+    lm = tiny_lm(seed=1)
+    config = None if sparsity is None else ds.SparsityConfig(p=0.7, scope=sparsity, group_size=4)
+    ids, mask = left_padded(PROMPTS)
+    values = {"gen_length": 12, "block_length": 6, "steps": 6, "cache": cache, "sparsity": config, **rule}
+    batch = run(lm, ids, mask, **values)
+    alone = [run(lm, prompt[None], **values) for prompt in PROMPTS]
+    for row, single in enumerate(alone):
+        assert torch.equal(batch.ids[row, ids.shape[1] :], single.ids[0, len(PROMPTS[row]) :])
+    assert batch.forward_passes >= max(single.forward_passes for single in alone)
+
+
+def test_guidance_of_scale_zero_is_no_guidance() -> None:
+    lm = tiny_lm()
+    plain = run(lm, PROMPTS[0][None], gen_length=12, block_length=6)
+    assert torch.equal(run(lm, PROMPTS[0][None], gen_length=12, block_length=6, cfg_scale=0.0).ids, plain.ids)
+    guided = run(lm, PROMPTS[0][None], gen_length=12, block_length=6, cfg_scale=3.0)
+    assert not torch.equal(guided.ids, plain.ids)
+    assert guided.forward_passes == plain.forward_passes
+
+
+def test_leaving_a_finished_block_changes_forwards_and_no_token() -> None:
+    lm = tiny_lm()
+    values = {"gen_length": 12, "block_length": 3, "steps": 32}  # 8 steps for 3 masks
+    planned = run(lm, PROMPTS[0][None], **values)
+    early = run(lm, PROMPTS[0][None], early_block_exit=True, **values)
+    assert torch.equal(early.ids, planned.ids)
+    assert (planned.forward_passes, early.forward_passes) == (32, 12)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("rule", [{}, {"threshold": 0.9}, {"factor": 1.0}])
+def test_a_model_that_predicts_the_mask_token_comes_to_an_end(cache: Any, rule: dict[str, float]) -> None:
+    lm = tiny_lm()
+    lm.transformer.head.weight[MASK] = lm.transformer.head.weight.abs().max() * 10 * lm.transformer.norm.weight.sign()
+    lm.transformer.norm.weight.copy_(lm.transformer.norm.weight * 0 + 1)
+    out = run(lm, PROMPTS[0][None], gen_length=12, block_length=6, cache=cache, **rule)
+    assert out.forward_passes <= 12
+
+
+def eos_lover() -> ds.LanguageModel:
+    """A model that says EOS at some positions: its head row is another token's, a little longer."""
+    lm = tiny_lm(seed=3)
+    ids = run(lm, PROMPTS[0][None], gen_length=12, block_length=3).ids[0, len(PROMPTS[0]) :]
+    favourite = int(ids[:3].mode().values)
+    lm.transformer.head.weight[EOS] = lm.transformer.head.weight[favourite] * 1.01
+    return lm
+
+
+def test_stop_at_eos_leaves_out_the_blocks_behind_it() -> None:
+    lm = eos_lover()
+    prompt = PROMPTS[0][None]
+    values = {"gen_length": 12, "block_length": 3}
+    full, stopped = run(lm, prompt, **values), run(lm, prompt, stop_at_eos=True, **values)
+    width = prompt.shape[1]
+    generated = full.ids[0, width:].tolist()
+    assert EOS in generated[:9]
+    kept = (generated.index(EOS) // 3 + 1) * 3
+    assert stopped.ids[0, width : width + kept].tolist() == generated[:kept]
+    assert (stopped.ids[0, width + kept :] == EOS).all()
+    assert stopped.forward_passes == kept
+    assert (stopped.commit_step[0, kept:] == -1).all()
+    assert stopped.generated_tokens == generated.index(EOS)
+
+
+def test_stop_at_eos_waits_for_every_row() -> None:
+    lm = eos_lover()
+    ids, mask = left_padded(PROMPTS)
+    values = {"gen_length": 12, "block_length": 3}
+    ends = []
+    for prompt in PROMPTS:
+        generated = run(lm, prompt[None], **values).ids[0, len(prompt) :].tolist()
+        ends.append(generated.index(EOS) // 3 + 1 if EOS in generated else 4)
+    assert run(lm, ids, mask, stop_at_eos=True, **values).forward_passes == 3 * max(ends)
+
+
+def test_eos_flags() -> None:
+    lm = eos_lover()
+    prompt, width = PROMPTS[0][None], len(PROMPTS[0])
+    values = {"gen_length": 12, "block_length": 3}
+    dense = run(lm, prompt, **values).ids[0, width:]
+    assert (dense == EOS).any()
+    assert not (run(lm, prompt, logits_eos_inf=True, **values).ids[0, width:] == EOS).any()
+    assert not torch.equal(run(lm, prompt, confidence_eos_eot_inf=True, **values).ids[0, width:], dense)
+    other = int(dense[dense != EOS][0])
+    own = run(lm, prompt, logits_eos_inf=True, eos_token_id=other, **values).ids[0, width:]
+    assert not (own == other).any()
+
+
+def test_token_classes_follow_the_canvas() -> None:
+    lm, seen = tiny_lm(), Recorder()
+    ids, mask = left_padded(PROMPTS)
+    run(
+        lm,
+        ids,
+        mask,
+        gen_length=12,
+        block_length=6,
+        steps=6,
+        cache="dual",
+        sparsity=ds.SparsityConfig(),
+        observers=[seen],
+    )
+    width, kinds = ids.shape[1], ds.TokenClass
+    start_ids, start_classes = seen.starts[0]
+    assert torch.equal(start_ids[:, :width], ids)
+    history = [torch.zeros_like(start_ids, dtype=torch.bool)] + [result.committed for _, result in seen.steps]
+    decoded = torch.zeros_like(start_ids, dtype=torch.bool)
+    expected = []
+    for just in history:
+        decoded |= just
+        classes = torch.full_like(start_classes, kinds.MASKED)
+        classes[decoded] = kinds.DECODED
+        classes[just] = kinds.COMMITTED
+        classes[:, :width] = torch.where(mask == 1, kinds.PROMPT, kinds.PADDING).to(torch.int8)
+        expected.append(classes)
+    assert torch.equal(start_classes, expected[0])
+    for _, _, _, context in seen.masks:
+        window = slice(context.start, context.start + context.token_class.shape[1])
+        assert torch.equal(context.token_class, expected[context.step.index][:, window])
+
+
+def test_confidences_reach_observers() -> None:
+    lm, seen = tiny_lm(), Recorder()
+    run(lm, PROMPTS[0][None], gen_length=12, block_length=6, observers=[seen])
+    for _, result in seen.steps:
+        assert result.confidence is not None
+        assert result.confidence.shape == result.ids.shape
+        assert result.confidence[result.committed].max() == result.confidence.max()
+
+
+def test_seeds_decide_everything_random_and_nothing_global() -> None:
+    lm = tiny_lm()
+    values = {"gen_length": 12, "block_length": 6, "temperature": 1.0, "remasking": "random"}
+    state = torch.get_rng_state()
+    first, again = run(lm, PROMPTS[0][None], seed=1, **values), run(lm, PROMPTS[0][None], seed=1, **values)
+    assert torch.equal(first.ids, again.ids)
+    assert not torch.equal(first.ids, run(lm, PROMPTS[0][None], seed=2, **values).ids)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_prompts_that_do_not_fit_are_refused_with_a_way_out() -> None:
+    lm = tiny_lm()  # a context of 96 tokens
+    with pytest.raises(
+        UsageError, match=r"prompt of 90 tokens \+ gen_length 12 exceeds the context of 96; try gen_length 6"
+    ):
+        run(lm, random_ids(1, 90), gen_length=12, block_length=6)
+    with pytest.raises(UsageError, match="shorten the prompt below 96"):
+        run(lm, random_ids(1, 96), gen_length=12, block_length=6)
+    with pytest.raises(UsageError, match="block_length 5 does not divide gen_length 12"):
+        run(lm, random_ids(1, 4), gen_length=12, block_length=5)
+    with pytest.raises(UsageError, match="steps 5 cannot be split over 2 blocks"):
+        run(lm, random_ids(1, 4), gen_length=12, block_length=6, steps=5)
