@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dllm_sparse.analysis.rank import effective_rank
     from dllm_sparse.generation import Generation, generate
     from dllm_sparse.models.loading import LanguageModel, load
+    from dllm_sparse.report.drift import drift_report
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.samplers.likelihood import log_likelihood
     from dllm_sparse.sparsity.config import SparsityConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Generation": "generation",
+    "drift_report": "report.drift",
     "generate": "generation",
     "CettResult": "analysis.cett",
     "cett_threshold": "analysis.cett",
@@ -65,6 +67,7 @@ __all__ = [
     "TokenClass",
     "__version__",
     "cett_threshold",
+    "drift_report",
     "effective_rank",
     "fit_activation_law",
     "generate",

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dllm_sparse import __version__
+from dllm_sparse.cli.drift_report import drift_report
 from dllm_sparse.cli.generate import generate
 from dllm_sparse.cli.models import models
 
@@ -35,4 +36,5 @@ def root(
 
 
 app.command()(generate)
+app.command()(drift_report)
 app.command()(models)

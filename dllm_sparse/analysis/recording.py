@@ -1,0 +1,82 @@
+"""Generates from many prompts, batch by batch, under a recorder; an interruption keeps the batches already done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dllm_sparse.analysis.recorder import MaskRecorder
+from dllm_sparse.analysis.tallies import MaskCounts
+from dllm_sparse.generation import encode, generate, left_padded
+from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.samplers.config import SamplerConfig
+from dllm_sparse.sparsity.config import SparsityConfig
+from dllm_sparse.types import Observers, UsageError
+
+Prompts = Sequence[str] | Sequence[Sequence[int]]
+"""Texts, or rows of token ids for a model without a tokenizer."""
+
+
+@dataclass(slots=True)
+class Recording:
+    """What was counted, and per prompt the generated ids and the step that committed each of them (-1: none).
+
+    `complete` is False when the run was interrupted; then only the prompts finished by that time are in it.
+    """
+
+    counts: MaskCounts
+    ids: list[list[int]]
+    commit_steps: list[list[int]]
+    complete: bool = True
+
+
+def record(
+    lm: LanguageModel,
+    prompts: Prompts,
+    sampler: SamplerConfig,
+    sparsity: SparsityConfig,
+    *,
+    batch_size: int = 8,
+    chat: bool = False,
+    snapshot_every: int = 0,
+    deltas: tuple[int, ...] = (),
+    observers: Observers = (),
+) -> Recording:
+    """Decodes all prompts under `sparsity` and records their masks.
+
+    Raises UsageError for impossible options, and KeyboardInterrupt only when no batch was finished.
+    """
+    recorder = MaskRecorder(lm.kind, sampler, snapshot_every, deltas)
+    done = Recording(recorder.counts(), [], [])
+    try:
+        for ids, mask in batches(lm, prompts, batch_size, chat=chat):
+            watching = (recorder, *observers)
+            out = generate(
+                lm, prompt_ids=ids, attention_mask=mask, sampler=sampler, sparsity=sparsity, observers=watching
+            )
+            done.counts = recorder.counts()
+            done.ids += out.ids[:, out.prompt_length :].tolist()
+            done.commit_steps += out.commit_step.tolist()
+    except KeyboardInterrupt:
+        if not done.ids:
+            raise
+        done.complete = False
+    return done
+
+
+def batches(
+    lm: LanguageModel, prompts: Prompts, batch_size: int, *, chat: bool = False
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """(ids [B, P], mask [B, P] or None) of every `batch_size` prompts, in order. Raises UsageError for no prompt."""
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
+    if not len(prompts):
+        raise UsageError("no prompt was given")
+    for start in range(0, len(prompts), batch_size):
+        rows = prompts[start : start + batch_size]
+        texts = [row for row in rows if isinstance(row, str)]
+        if texts and len(texts) < len(rows):
+            raise UsageError("prompts are either texts or rows of token ids, not both")
+        yield encode(lm, texts, chat=chat) if texts else left_padded(lm, [[int(id) for id in row] for row in rows])

@@ -1,0 +1,150 @@
+"""`dllm-sparse drift-report`: how the active sets move while a model decodes, as a page, tables and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dllm_sparse.cli import options as opt
+from dllm_sparse.cli.output import Output
+
+if TYPE_CHECKING:
+    from dllm_sparse.models.loading import LanguageModel
+    from dllm_sparse.samplers.config import SamplerConfig
+    from dllm_sparse.sparsity.config import SparsityConfig
+
+_EXPERIMENTS = "Experiments"
+_DELTAS = (4, 8, 16, 32)  # the published grid
+
+
+def drift_report(
+    model: opt.ModelOpt = "tiny-diffusion",
+    prompts: opt.PromptsOpt = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts; of the bundled ones 8.")] = None,
+    chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Apply the tokenizer's chat template.")] = False,
+    p: opt.POpt = 0.8,
+    sites: opt.SitesOpt = "all_inputs",
+    rule: opt.RuleOpt = "top_p",
+    scope: Annotated[
+        str,
+        typer.Option(
+            help="token; sequence (the published LLaDA code) or group are reported beside it.",
+            rich_help_panel="Sparsity",
+        ),
+    ] = "token",
+    group_size: opt.GroupSizeOpt = 32,
+    score: opt.ScoreOpt = "magnitude",
+    reuse: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Also measure reuse: masks kept for 1, 2, 4, .. K steps, FFN outputs kept. 0: not.",
+            rich_help_panel=_EXPERIMENTS,
+        ),
+    ] = 0,
+    snapshot_every: Annotated[
+        int,
+        typer.Option(min=0, help="Keep every k-th step's masks for --delta. 0: none.", rich_help_panel=_EXPERIMENTS),
+    ] = 0,
+    delta: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Compare snapshots with masks this many steps later; repeatable.", rich_help_panel=_EXPERIMENTS
+        ),
+    ] = None,
+    gen_length: opt.GenLengthOpt = 64,
+    steps: opt.StepsOpt = None,
+    block_length: opt.BlockLengthOpt = 32,
+    temperature: opt.TemperatureOpt = 0.0,
+    cfg_scale: opt.CfgScaleOpt = 0.0,
+    remasking: opt.RemaskingOpt = "low_confidence",
+    cache: opt.CacheOpt = "none",
+    threshold: opt.ThresholdOpt = None,
+    factor: opt.FactorOpt = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts decoded together.", rich_help_panel="Decoding")] = 8,
+    seed: opt.SeedOpt = 0,
+    device: opt.DeviceOpt = "auto",
+    dtype: opt.DtypeOpt = "auto",
+    revision: opt.RevisionOpt = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files.", rich_help_panel="Output")] = Path(
+        "drift-report"
+    ),
+    as_json: opt.JsonOpt = False,
+    quiet: opt.QuietOpt = False,
+) -> None:
+    """Record how the masks move from step to step, and write a report.
+
+    Example: dllm-sparse drift-report --model llada-8b --p 0.8 --scope sequence --out report
+    """
+    from dllm_sparse.samplers.config import SamplerConfig
+    from dllm_sparse.sparsity.config import SparsityConfig
+
+    sampler = SamplerConfig(
+        gen_length=gen_length,
+        steps=steps,
+        block_length=block_length,
+        temperature=temperature,
+        cfg_scale=cfg_scale,
+        remasking=remasking,
+        cache=cache,
+        threshold=threshold,
+        factor=factor,
+        seed=seed,
+    )
+    sparsity = SparsityConfig(p=p, rule=rule, sites=sites, scope=scope, group_size=group_size, score=score)  # type: ignore[arg-type]
+    deltas = tuple(delta or (_DELTAS if snapshot_every else ()))
+    every = snapshot_every or min(deltas, default=0)
+    experiments = {"reuse": reuse, "snapshot_every": every, "deltas": deltas}
+    texts = _prompts(prompts, limit)
+    output = Output(as_json=as_json, quiet=quiet)
+    lm = _load(output, model, device, dtype, revision)
+    if lm.kind == "diffusion":
+        sampler.check_blocks()
+    _run(output, lm, texts, sampler, sparsity, out, {"chat": chat, "batch_size": batch_size, **experiments})
+
+
+def _prompts(file: Path | None, limit: int | None) -> list[str]:
+    from dllm_sparse.analysis.prompts import DEFAULT_COUNT, bundled_prompts
+    from dllm_sparse.cli.prompts import read_prompts
+
+    return bundled_prompts(limit or DEFAULT_COUNT) if file is None else read_prompts(file)[:limit]
+
+
+def _load(output: Output, model: str, device: str, dtype: str, revision: str | None) -> LanguageModel:
+    from dllm_sparse.models.loading import load
+
+    lm = load(model, device=device, dtype=dtype, revision=revision)
+    output.say(f"{model}: {lm.kind}, {lm.config.parameters / 1e6:,.1f}M parameters, on {lm.device}")
+    return lm
+
+
+def _run(
+    output: Output,
+    lm: LanguageModel,
+    prompts: list[str],
+    sampler: SamplerConfig,
+    sparsity: SparsityConfig,
+    out: Path,
+    options: dict[str, Any],
+) -> None:
+    """Measures, writes, and says what came out: the files on stdout, the summary on stderr."""
+    from dllm_sparse.cli.watch import StepProgress
+    from dllm_sparse.report.drift import FILES, drift_report
+
+    steps = sampler.steps or sampler.gen_length
+    batches = -(-len(prompts) // options["batch_size"])
+    rules = 1 if sparsity.scope == "token" else 2
+    try:
+        with output.progress("recording", total=steps * batches * (rules + bool(options["reuse"]))) as advance:
+            report = drift_report(lm, prompts, sampler, sparsity, out, observers=(StepProgress(advance),), **options)
+    except KeyboardInterrupt:
+        output.warn(f"interrupted; {out} holds the prompts finished by then, if any")
+        raise
+    if output.as_json:
+        output.json(report)
+        return
+    for sentence in report["summary"]:
+        output.say(sentence)
+    output.paths([out / name for name in FILES if (out / name).exists()])

@@ -1,0 +1,166 @@
+"""`drift_report`: measures how active sets move while a model decodes, and writes it for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dllm_sparse.analysis.prompts import DEFAULT_COUNT, bundled_prompts
+from dllm_sparse.files import write_text
+from dllm_sparse.report.drift_page import drift_page
+from dllm_sparse.report.schema import DRIFT_SCHEMA, DriftReport, ReuseValues
+from dllm_sparse.report.steps_csv import write_steps
+from dllm_sparse.report.summary import QUESTIONS, summarise
+
+if TYPE_CHECKING:
+    from dllm_sparse.analysis.recording import Prompts
+    from dllm_sparse.models.loading import LanguageModel
+    from dllm_sparse.samplers.config import SamplerConfig
+    from dllm_sparse.sparsity.config import SparsityConfig
+    from dllm_sparse.types import Observers
+
+FILES = ("report.html", "report.json", "steps.csv", "similarity.png", "layers.png", "unions.png")
+"""What a report's folder may hold."""
+
+
+def drift_report(
+    lm: LanguageModel,
+    prompts: Prompts | None = None,
+    sampler: SamplerConfig | None = None,
+    sparsity: SparsityConfig | None = None,
+    out: str | Path | None = None,
+    *,
+    batch_size: int = 8,
+    chat: bool = False,
+    reuse: int = 0,
+    snapshot_every: int = 0,
+    deltas: Sequence[int] = (),
+    observers: Observers = (),
+) -> DriftReport:
+    """Decodes the prompts under top-p masks, records how the masks move, and returns the report.
+
+    `prompts` are texts, or rows of token ids for a model without a tokenizer; None takes bundled ones. A scope
+    other than "token" is reported beside the per-token rule at the same p. `reuse=K` also measures reuse across steps:
+    masks refreshed every 1, 2, 4, .. K steps, and whole FFN outputs kept. `snapshot_every=k` with `deltas` compares
+    the masks of every k-th step with those `delta` steps later.
+
+    With `out`, the folder gets report.json, steps.csv, report.html and, if matplotlib is there, PNG pictures.
+    Interrupted by Ctrl-C, it reports and writes what is complete, then raises KeyboardInterrupt.
+    Raises UsageError for impossible options, NonFiniteActivations for NaN or Inf.
+    """
+    from dllm_sparse.samplers.config import SamplerConfig
+    from dllm_sparse.sparsity.config import SparsityConfig
+
+    started = time.perf_counter()
+    texts = bundled_prompts(DEFAULT_COUNT) if prompts is None else prompts
+    sampler, sparsity = sampler or SamplerConfig(), sparsity or SparsityConfig()
+    options = {"batch_size": batch_size, "chat": chat, "snapshot_every": snapshot_every, "deltas": tuple(deltas)}
+    config = options | {"deltas": list(deltas), "reuse": reuse, "sampler": sampler.to_dict()}
+    report = _empty_report(lm, config)
+    _measure(report, lm, texts, sampler, sparsity, options, observers)
+    if reuse and report["complete"]:
+        report["reuse"] = _reuse(lm, texts, sampler, sparsity, reuse, batch_size, chat, observers)
+    report["summary"] = summarise(report)
+    report["seconds"] = round(time.perf_counter() - started, 2)
+    if out is not None:
+        write_report(report, Path(out))
+    if not report["complete"]:
+        raise KeyboardInterrupt
+    return report
+
+
+def write_report(report: DriftReport, folder: Path) -> list[Path]:
+    """Writes report.json, steps.csv, report.html and the PNGs, each atomically; returns their paths."""
+    from dllm_sparse.report.plots import write_plots
+
+    compact = json.dumps(report, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return [
+        write_text(folder / "report.json", compact + "\n"),
+        write_steps(folder / "steps.csv", report),
+        write_text(folder / "report.html", drift_page(report)),
+        *write_plots(folder, report),
+    ]
+
+
+def _measure(
+    report: DriftReport,
+    lm: LanguageModel,
+    prompts: Prompts,
+    sampler: SamplerConfig,
+    sparsity: SparsityConfig,
+    options: dict[str, Any],
+    observers: Observers,
+) -> None:
+    """Records every rule; an interruption ends with what is complete."""
+    from dllm_sparse.analysis.recording import record
+    from dllm_sparse.report.drift_values import prompt_text, variant_values
+
+    rules = [sparsity] if sparsity.scope == "token" else [replace(sparsity, scope="token"), sparsity]
+    for rule in rules:
+        try:
+            recording = record(lm, prompts, sampler, rule, **options, observers=observers)
+        except KeyboardInterrupt:
+            if not report["variants"]:
+                raise
+            report["complete"] = False
+            return
+        report["variants"].append(variant_values(lm, rule, recording, prompts))
+        report["prompts"] = [prompt_text(lm, prompt) for prompt in prompts[: len(recording.ids)]]
+        report["complete"] = recording.complete
+        if not recording.complete:
+            return
+
+
+def _reuse(
+    lm: LanguageModel,
+    prompts: Prompts,
+    sampler: SamplerConfig,
+    sparsity: SparsityConfig,
+    longest: int,
+    batch_size: int,
+    chat: bool,
+    observers: Observers,
+) -> list[ReuseValues]:
+    from dllm_sparse.analysis.recording import batches
+    from dllm_sparse.analysis.reuse import measure_reuse
+    from dllm_sparse.report.drift_values import reuse_values
+
+    refresh = [1 << power for power in range(longest.bit_length())]
+    found = batches(lm, prompts, batch_size, chat=chat)
+    rows = measure_reuse(lm, list(found), sampler, sparsity, refresh, observers=observers)
+    return [reuse_values(row) for row in rows]
+
+
+def _empty_report(lm: LanguageModel, config: dict[str, Any]) -> DriftReport:
+    from dllm_sparse.evaluation.fingerprints import git_revision, versions
+
+    return {
+        "schema": DRIFT_SCHEMA,
+        "question": QUESTIONS[lm.kind],
+        "summary": [],
+        "model": {
+            "name": lm.name,
+            "kind": lm.kind,
+            "revision": lm.revision,
+            "parameters": lm.config.parameters,
+            "layers": lm.config.layers,
+            "width": lm.config.width,
+            "ffn_width": lm.config.ffn_width,
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            "device": str(lm.device),
+        },
+        "config": config,
+        "prompts": [],
+        "complete": True,
+        "variants": [],
+        "reuse": [],
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": 0.0,
+    }

@@ -1,0 +1,201 @@
+"""Statistics as plain values of the report's schema: arrays become lists, NaN becomes null."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from dllm_sparse.analysis.drift import Curve, Similarity, Statistics, Union, ratio
+from dllm_sparse.analysis.exploitable import ffn_speedup
+from dllm_sparse.analysis.masks import Floats
+from dllm_sparse.analysis.recording import Prompts, Recording
+from dllm_sparse.analysis.reuse import ReuseRow
+from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.report.schema import (
+    Canvas,
+    CurveValues,
+    Exploitable,
+    LagValues,
+    Numbers,
+    Pooled,
+    ReuseValues,
+    RuleVariant,
+    SimilarityValues,
+    UnionValues,
+)
+from dllm_sparse.sparsity.config import SparsityConfig
+
+CANVASES = 4
+"""Canvases kept in a report; every prompt counts in the statistics."""
+
+_DIGITS = 5
+
+
+def variant_values(lm: LanguageModel, sparsity: SparsityConfig, recording: Recording, prompts: Prompts) -> RuleVariant:
+    """Everything measured under one rule."""
+    statistics = Statistics(recording.counts)
+    groups = statistics.token_groups()
+    unions = [union for name, layer in statistics.selections() for union in statistics.unions(name, layer)]
+    return {
+        "scope": sparsity.scope,
+        "sparsity": sparsity.to_dict(),
+        "measured_sparsity": _measured(statistics),
+        "steps": [{"block": block, "index_in_block": index} for block, index in recording.counts.blocks],
+        "curves": [
+            _curve(statistics.curve(name, layer, tokens))
+            for name, layer in statistics.selections()
+            for tokens in groups
+        ],
+        "unions": [_union(union) for union in unions],
+        "exploitable": _exploitable([union for union in unions if union.layer is None], lm.config),
+        "lags": _lags(statistics, groups),
+        "canvases": _canvases(lm, recording, prompts),
+    }
+
+
+def reuse_values(row: ReuseRow) -> ReuseValues:
+    """One line of the reuse table."""
+    values = asdict(row) | {"kl_by_age": {str(age): kl for age, kl in row.kl_by_age.items()}}
+    return values  # type: ignore[return-value]
+
+
+def _measured(statistics: Statistics) -> dict[str, float]:
+    """Sparsity per site and, pooled over all entries, their mean; padding and unconditional rows left out."""
+    counts, found, kept, entries = statistics.counts, {}, 0.0, 0.0
+    for name in counts.site_names:
+        curve = statistics.curve(name, None, "all")
+        found[name] = 1 - curve.density_overall
+        size = float(curve.count.sum()) * counts.at(name)[0].width
+        kept, entries = kept + curve.density_overall * size, entries + size
+    return found | {"mean": 1 - kept / entries}
+
+
+def _curve(curve: Curve) -> CurveValues:
+    return {
+        "site": curve.site,
+        "layer": curve.layer,
+        "tokens": curve.tokens,
+        "count": numbers(curve.count),
+        "density": numbers(curve.density),
+        "density_overall": number(curve.density_overall),
+        "jaccard": _similarity(curve.jaccard),
+        "jaccard_overall": _pooled(curve.jaccard_overall),
+        "drift": _similarity(curve.drift),
+        "half_life": number(curve.half_life),
+        "movement": {
+            "median": numbers(curve.moved_median),
+            "p90": numbers(curve.moved_p90),
+            "share_above": {f"{tau:g}": numbers(share) for tau, share in curve.moved_share.items()},
+            "overall": {name: number(value) for name, value in curve.moved_overall.items()},
+        },
+    }
+
+
+def _similarity(found: Similarity) -> SimilarityValues:
+    return {
+        "micro": numbers(found.micro),
+        "token_mean": numbers(found.token_mean),
+        "chance": numbers(found.chance),
+        "corrected": numbers(found.corrected),
+        "low": numbers(found.low),
+        "high": numbers(found.high),
+    }
+
+
+def _pooled(found: Similarity) -> Pooled:
+    values = {name: value[0] for name, value in _similarity(found).items()}  # type: ignore[index]
+    return values  # type: ignore[return-value]
+
+
+def _union(union: Union) -> UnionValues:
+    return {
+        "site": union.site,
+        "layer": union.layer,
+        "tokens": union.tokens,
+        "density": round(union.density, _DIGITS),
+        "low": number(union.low),
+        "high": number(union.high),
+        "independent": number(union.independent),
+    }
+
+
+def _exploitable(unions: Sequence[Union], config: TransformerConfig) -> list[Exploitable]:
+    """Best possible speed-ups at each T, all layers pooled. A forward also reads attention, norms and the head."""
+    ffn = 3 * config.layers * config.width * config.ffn_width
+    # A lookup reads one row of an untied embedding per token; a tied one is read whole, as the head.
+    forward = config.parameters - (0 if config.tied else config.vocab_size * config.width)
+    found: list[Exploitable] = []
+    for tokens in dict.fromkeys(union.tokens for union in unions):
+        speedup = ffn_speedup({union.site: 1 - union.density for union in unions if union.tokens == tokens})
+        saved = ffn * (1 - 1 / speedup)
+        found.append(
+            {
+                "tokens": tokens,
+                "ffn_bytes": round(1 / speedup, _DIGITS),
+                "ffn_speedup": round(speedup, _DIGITS),
+                "forward_speedup": round(forward / (forward - saved), _DIGITS),
+            }
+        )
+    return found
+
+
+def _lags(statistics: Statistics, groups: Sequence[str]) -> list[LagValues]:
+    return [
+        {
+            "site": lag.site,
+            "layer": lag.layer,
+            "tokens": lag.tokens,
+            "delta": lag.delta,
+            "similarity": _similarity(lag.similarity),
+        }
+        for name, layer in statistics.selections()
+        for tokens in groups
+        for lag in statistics.lags(name, layer, tokens)
+    ]
+
+
+def _canvases(lm: LanguageModel, recording: Recording, prompts: Prompts) -> list[Canvas]:
+    """The first prompts' canvases. A position's similarity at a step pools all layers of the site."""
+    found: list[Canvas] = []
+    for row, ids in enumerate(recording.ids[:CANVASES]):
+        similar = {
+            name: [numbers(line) for line in _position_similarity(canvas[row].double().numpy())]
+            for name, canvas in recording.counts.canvas.items()
+        }
+        tokens = [
+            {
+                "text": token_text(lm, id),
+                "step": recording.commit_steps[row][place],
+                "similarity": {name: lines[place] for name, lines in similar.items()},
+            }
+            for place, id in enumerate(ids)
+        ]
+        found.append({"prompt": prompt_text(lm, prompts[row]), "tokens": tokens})  # type: ignore[typeddict-item]
+    return found
+
+
+def _position_similarity(canvas: Floats) -> Floats:
+    """[S, G, 2] intersections and unions -> Jaccard [G, S], rounded to what a picture shows."""
+    return ratio(canvas[..., 0], canvas[..., 1]).T.round(3)
+
+
+def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
+    """A prompt as text, also where it was given as token ids."""
+    return prompt if isinstance(prompt, str) else " ".join(token_text(lm, int(id)) for id in prompt)
+
+
+def token_text(lm: LanguageModel, id: int) -> str:
+    """A token as text; its number where the model has no tokenizer."""
+    return str(id) if lm.tokenizer is None else str(lm.tokenizer.decode([id]))
+
+
+def number(value: float | None) -> float | None:
+    """A rounded number, None for NaN."""
+    return None if value is None or not math.isfinite(value) else round(float(value), _DIGITS)
+
+
+def numbers(values: Floats) -> Numbers:
+    """Rounded numbers, None for NaN."""
+    return [number(value) for value in values.tolist()]
