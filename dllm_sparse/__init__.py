@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from dllm_sparse.analysis.laws import LawFit, fit_activation_law
     from dllm_sparse.analysis.masks import jaccard
     from dllm_sparse.analysis.rank import effective_rank
+    from dllm_sparse.evaluation.options import ScoringOptions
     from dllm_sparse.generation import Generation, generate
     from dllm_sparse.models.loading import LanguageModel, load
+    from dllm_sparse.report.compare import Comparison, compare
+    from dllm_sparse.report.critical import CriticalReport, critical_sparsity
     from dllm_sparse.report.drift import drift_report
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.samplers.likelihood import log_likelihood
@@ -27,6 +30,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Generation": "generation",
+    "Comparison": "report.compare",
+    "CriticalReport": "report.critical",
+    "ScoringOptions": "evaluation.options",
+    "compare": "report.compare",
+    "critical_sparsity": "report.critical",
     "drift_report": "report.drift",
     "generate": "generation",
     "CettResult": "analysis.cett",
@@ -53,11 +61,14 @@ _HOMES = {
 
 __all__ = [
     "CettResult",
+    "Comparison",
+    "CriticalReport",
     "Generation",
     "LanguageModel",
     "LawFit",
     "Observer",
     "SamplerConfig",
+    "ScoringOptions",
     "Site",
     "Sparsifier",
     "SparsityConfig",
@@ -67,6 +78,8 @@ __all__ = [
     "TokenClass",
     "__version__",
     "cett_threshold",
+    "compare",
+    "critical_sparsity",
     "drift_report",
     "effective_rank",
     "fit_activation_law",

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from dllm_sparse import __version__
+from dllm_sparse.cli.compare import compare
+from dllm_sparse.cli.critical_sparsity import critical_sparsity
 from dllm_sparse.cli.drift_report import drift_report
 from dllm_sparse.cli.generate import generate
 from dllm_sparse.cli.models import models
@@ -37,4 +39,6 @@ def root(
 
 app.command()(generate)
 app.command()(drift_report)
+app.command()(critical_sparsity)
+app.command()(compare)
 app.command()(models)

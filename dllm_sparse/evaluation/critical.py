@@ -10,7 +10,7 @@ from dllm_sparse.analysis.curves import Average, Curve, average_curve, task_curv
 from dllm_sparse.analysis.search import Evaluated, next_p
 from dllm_sparse.evaluation.protocols import PAPER_GRID
 from dllm_sparse.evaluation.sweep import Sweep, dense, stacked
-from dllm_sparse.sparsity.config import SparsityConfig
+from dllm_sparse.sparsity.config import IDENTITY, SparsityConfig
 from dllm_sparse.types import UsageError
 
 SEARCH_EVALUATIONS = 8
@@ -21,8 +21,9 @@ SEARCH_EVALUATIONS = 8
 class SweepPlan:
     """Which settings are evaluated and how the line is drawn.
 
-    `grid`: knobs besides the dense run (None: the paper's 26 for top-p). `search`: at most 8 evaluations that bracket
-    the crossing of the task average (of the only task, where there is one) to +-1 point of sparsity.
+    `grid`: knobs besides the dense run (None: the paper's for top-p). `search`: instead of the grid, or after it where
+    one is given, at most 7 knobs that bracket the crossing of the task average (of the only task, where there is one)
+    to +-1 point of sparsity.
     """
 
     grid: tuple[float, ...] | None = None
@@ -34,16 +35,22 @@ class SweepPlan:
     def __post_init__(self) -> None:
         if not 0 < self.retain <= 1:
             raise UsageError(f"retain is {self.retain}; allowed: above 0, at most 1 (for example 0.99)")
-        if self.search and self.grid is not None:
-            raise UsageError("a search chooses its own points; give either a grid or search")
         if self.resamples < 100:
             raise UsageError(f"resamples is {self.resamples}; an interval needs at least 100")
 
     def knobs(self, rule: str) -> tuple[float, ...]:
-        """The grid besides the dense run."""
+        """The grid besides the dense run; empty for a search alone."""
+        if self.grid is None and self.search:
+            return ()
         if self.grid is None and rule != "top_p":
             raise UsageError(f"there is no published grid for rule {rule!r}; give one with --grid")
-        return tuple(dict.fromkeys(self.grid if self.grid is not None else PAPER_GRID))
+        identity = IDENTITY[rule]  # type: ignore[index]
+        knobs = dict.fromkeys(self.grid if self.grid is not None else PAPER_GRID)
+        return tuple(knob for knob in knobs if knob != identity)
+
+    def evaluations(self, rule: str) -> int:
+        """The most evaluations one site needs, the dense run included."""
+        return 1 + len(self.knobs(rule)) + (SEARCH_EVALUATIONS - 1 if self.search else 0)
 
 
 @dataclass(slots=True)
@@ -79,21 +86,16 @@ class SiteCurves:
 def site_curves(sweep: Sweep, config: SparsityConfig, plan: SweepPlan) -> SiteCurves:
     """Evaluates one site of one model: the dense run first, then the grid or the search."""
     found: dict[float, dict[str, dict[str, Any]]] = {}
-    identity = dense(config)
-    _evaluate(sweep, identity, found)
-    if plan.search:
-        while len(found) < SEARCH_EVALUATIONS:
-            curve = _assembled(sweep, config, plan, found).main()
-            sparsity = getattr(curve, plan.average)
-            points = [Evaluated(*values) for values in zip(curve.p, sparsity, curve.kept, strict=True)]
-            knob = next_p(config.rule, points, plan.retain)
-            if knob is None:
-                break
-            _evaluate(sweep, replace(config, p=knob), found)
-    else:
-        for knob in plan.knobs(config.rule):
-            if knob != identity.p:
-                _evaluate(sweep, replace(config, p=knob), found)
+    for setting in (dense(config), *(replace(config, p=knob) for knob in plan.knobs(config.rule))):
+        _evaluate(sweep, setting, found)
+    for _ in range(SEARCH_EVALUATIONS - 1 if plan.search else 0):
+        curve = _assembled(sweep, config, plan, found).main()
+        sparsity = getattr(curve, plan.average)
+        points = [Evaluated(*map(float, values)) for values in zip(curve.p, sparsity, curve.kept, strict=True)]
+        knob = next_p(config.rule, points, plan.retain)
+        if knob is None:
+            break
+        _evaluate(sweep, replace(config, p=knob), found)
     return _assembled(sweep, config, plan, found)
 
 
@@ -126,5 +128,4 @@ def _assembled(
 
 def planned_points(plan: SweepPlan, rule: str, tasks: int, sites: int) -> int:
     """Points of a whole run (the most a search may need)."""
-    each = SEARCH_EVALUATIONS if plan.search else 1 + len(plan.knobs(rule))
-    return each * tasks * sites
+    return plan.evaluations(rule) * tasks * sites

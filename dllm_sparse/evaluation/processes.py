@@ -24,6 +24,13 @@ class Processes:
         self.rank = dist.get_rank() if joined else 0
         self.world = dist.get_world_size() if joined else 1
 
+    @classmethod
+    def alone(cls) -> Processes:
+        """A group of one, also inside a larger one."""
+        group = cls.__new__(cls)
+        group.rank, group.world = 0, 1
+        return group
+
     @property
     def first(self) -> bool:
         """True in the process that writes files and talks to the user."""

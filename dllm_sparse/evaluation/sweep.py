@@ -83,6 +83,7 @@ class Sweep:
         store: PointStore | None = None,
         processes: Processes | None = None,
         watcher: Watcher | None = None,
+        model: dict[str, Any] | None = None,
     ) -> None:
         self.lm, self.tasks = lm, list(tasks)
         self.store = store or PointStore(None)
@@ -94,8 +95,24 @@ class Sweep:
             for name, setting in self.settings.items()
         }
         self._prepared: dict[str, Prepared] = {}
-        self._model = model_fingerprint(lm)
+        self._model = model or model_fingerprint(lm)
         self._tasks = {task.name: task.fingerprint() for task in tasks}
+
+    def with_seed(self, seed: int) -> Sweep:
+        """The same sweep under another seed of the likelihood estimate."""
+        settings = {
+            name: replace(setting, scoring=replace(setting.scoring, seed=seed))
+            for name, setting in self.settings.items()
+        }
+        return Sweep(
+            self.lm,
+            self.tasks,
+            settings=settings,
+            store=self.store,
+            processes=self.processes,
+            watcher=self.watcher,
+            model=self._model,
+        )
 
     @property
     def model(self) -> dict[str, Any]:

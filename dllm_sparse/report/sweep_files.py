@@ -1,0 +1,75 @@
+"""Files of a sweep: JSON of everything, CSV of the curves and of the critical sparsities, PNG, HTML. All atomic."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dllm_sparse.files import write_json, write_text
+from dllm_sparse.report.sweep_plots import plot_curves
+
+
+def write_sweep(
+    out: Path, name: str, value: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], run: Mapping[str, Any]
+) -> list[Path]:
+    """Writes the files of a result under `out` and returns their paths.
+
+    `<name>.json` is equal for equal runs; what differs (date, seconds, what was reused) is in `run.json`.
+    """
+    files = [
+        write_json(out / f"{name}.json", value),
+        write_csv(out / f"{name}.csv", rows),
+        write_csv(out / "points.csv", list(point_rows(value))),
+        *plot_curves(value, out),
+        write_json(out / "run.json", {"date": datetime.now(UTC).isoformat(timespec="seconds"), **run}),
+    ]
+    return files
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Rows of equal keys as CSV; None is an empty cell."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return write_text(path, text.getvalue())
+
+
+def results_by_model(value: Mapping[str, Any]) -> dict[str, Any]:
+    """{model: {site: result}} of either kind of value: one model's sweep or a comparison."""
+    if "model" in value:
+        return {str(value["model"]): value["results"]}
+    return dict(value["results"])
+
+
+def point_rows(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Long format: one row per model, site, task and p."""
+    for model, sites in results_by_model(value).items():
+        for site, found in sites.items():
+            for task, entry in found["tasks"].items():
+                for point in entry["points"]:
+                    low, high = point["kept_interval"] or (None, None)
+                    yield {
+                        "model": model,
+                        "site": site,
+                        "task": task,
+                        "p": point["p"],
+                        "sparsity_element": point["element"],
+                        "sparsity_hook_mean": point["hook_mean"],
+                        **_exploitable(point),
+                        "score": point["score"],
+                        "kept": point["kept"],
+                        "kept_low": low,
+                        "kept_high": high,
+                    }
+
+
+def _exploitable(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Bound on the FFN's speed-up where 1, 8 and 32 neighbouring tokens share a pass over the weights."""
+    found = point["exploitable"]
+    return {f"ffn_speedup_bound_T{group}": found.get(group, {}).get("ffn_speedup_bound") for group in ("1", "8", "32")}
