@@ -5,12 +5,14 @@ Writes the data of the bundled tasks; what the tasks measure is said beside them
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -19,11 +21,12 @@ from dllm_sparse.training import corpus, skills
 from dllm_sparse.training.recipe import Recipe
 from dllm_sparse.types import DllmSparseError
 
-_SENTENCE = re.compile(r"\S.*?[.!?][\"'\u201d\u2019)]*(?=\s|$)", re.DOTALL)
+_RUN = re.compile(r"\S+")
 _WORD = re.compile(r" [a-z]{3,}(?=[ ,.])")
-CONTEXT_TOKENS = (24, 64)  # of a cloze item's context and an infill item's prefix
-SENTENCE_TOKENS = (8, 32)  # of a continuation
-SUFFIX_TOKENS = 16  # to the right of an infill item's gap
+CONTEXT_WORDS = (24, 48)  # of a cloze item's context
+CLOZE_WORDS = 6  # of each of its continuations
+PREFIX_TOKENS = (24, 64)  # to the left of an infill item's gap
+SUFFIX_TOKENS = 16  # and to its right
 
 
 def write_tasks(corpus_path: Path, recipe: Recipe, tokenizer: Tokenizer, folder: Path, items: int = 1000) -> list[Path]:
@@ -45,28 +48,66 @@ def skill_items(seed: int, number: int, per_mille: int) -> list[dict[str, Any]]:
     return [{"skill": p.skill, "prompt": p.prompt, "answer": p.answer.strip()} for p in found]
 
 
-def cloze_items(texts: Sequence[str], tokenizer: Tokenizer, seed: int, number: int) -> list[dict[str, Any]]:
-    """The beginning of a document and four sentences: the one that follows, and three from as far into other documents.
+class Cut(NamedTuple):
+    """A document cut between two words: its number, the text before and the CLOZE_WORDS words behind."""
 
-    Wrong sentences have about the true one's length in tokens, so length alone decides nothing.
+    document: int
+    context: str
+    continuation: str
+
+    def key(self, tokenizer: Tokenizer) -> tuple[str, int]:
+        """What true and wrong continuations share: the word before the cut, and the length in tokens."""
+        return self.context.split()[-1], _count(tokenizer, f" {self.continuation}")
+
+
+def cloze_items(texts: Sequence[str], tokenizer: Tokenizer, seed: int, number: int) -> list[dict[str, Any]]:
+    """The beginning of a document and four runs of words: the true one and three from other documents.
+
+    The wrong ones follow the same word there and have as many tokens, so neither grammar at the cut nor length decides.
     """
     rng = random.Random(seed)
-    splits = [split for text in texts if (split := _split_sentence(text, tokenizer)) is not None]
-    rng.shuffle(splits)
-    lengths = [_count(tokenizer, sentence) for _, sentence in splits]
-    items = []
-    for (context, true), length in list(zip(splits, lengths, strict=True))[:number]:
-        near = [s for (_, s), n in zip(splits, lengths, strict=True) if s != true and abs(n - length) <= 2]
-        choices = [true, *rng.sample(near, 3)]
-        order = rng.sample(range(4), 4)
-        items.append({"context": context, "choices": [choices[i] for i in order], "label": order.index(0)})
+    cuts = [_cuts(number, text) for number, text in enumerate(texts)]
+    alike: dict[tuple[str, int], list[Cut]] = defaultdict(list)
+    for cut in itertools.chain.from_iterable(cuts):
+        alike[cut.key(tokenizer)].append(cut)
+    items: list[dict[str, Any]] = []
+    for candidates in rng.sample(cuts, len(cuts)):
+        item = _cloze_item(candidates, alike, tokenizer, rng)
+        if item is not None and len(items) < number:
+            items.append(item)
     return _enough(items, number, "cloze")
 
 
+def _cloze_item(
+    candidates: Sequence[Cut], alike: Mapping[tuple[str, int], list[Cut]], tokenizer: Tokenizer, rng: random.Random
+) -> dict[str, Any] | None:
+    """An item at a random cut of one document, or None where no cut has three rivals."""
+    for cut in rng.sample(candidates, len(candidates)):
+        # One rival a document, so that three wrong answers are three independent ones.
+        rivals = {other.document: other.continuation for other in alike[cut.key(tokenizer)]}
+        wrong = sorted({text for number, text in rivals.items() if number != cut.document} - {cut.continuation})
+        if len(wrong) >= 3:
+            choices = [cut.continuation, *rng.sample(wrong, 3)]
+            order = rng.sample(range(4), 4)
+            return {"context": cut.context, "choices": [choices[i] for i in order], "label": order.index(0)}
+    return None
+
+
+def _cuts(number: int, text: str) -> list[Cut]:
+    """All cuts behind CONTEXT_WORDS words whose continuation stays on the line."""
+    words = list(_RUN.finditer(text))
+    found = []
+    for place in range(CONTEXT_WORDS[0], min(CONTEXT_WORDS[1], len(words) - CLOZE_WORDS) + 1):
+        context, end = text[: words[place - 1].end()], words[place + CLOZE_WORDS - 1].end()
+        if "\n" not in text[words[place - 1].start() : end]:
+            found.append(Cut(number, context, text[words[place].start() : end]))
+    return found
+
+
 def infill_items(texts: Sequence[str], tokenizer: Tokenizer, seed: int, number: int) -> list[dict[str, Any]]:
-    """A gap of one token: `prefix` ends before it, `target` is " word", `suffix` begins right behind it."""
+    """A gap of one token: `prefix` ends before it, `target` is the word behind a space, `suffix` follows."""
     rng = random.Random(seed)
-    items = []
+    items: list[dict[str, Any]] = []
     for text in rng.sample(list(texts), len(texts)):
         places = list(_WORD.finditer(text))
         rng.shuffle(places)
@@ -78,30 +119,16 @@ def infill_items(texts: Sequence[str], tokenizer: Tokenizer, seed: int, number: 
     return _enough(items, number, "infill")
 
 
-def _split_sentence(text: str, tokenizer: Tokenizer) -> tuple[str, str] | None:
-    """Context and the sentence after it: the first split with CONTEXT_TOKENS before and SENTENCE_TOKENS behind."""
-    for match in _SENTENCE.finditer(text):
-        context, sentence = text[: match.start()].rstrip(), match.group()
-        length = _count(tokenizer, context)
-        if length > CONTEXT_TOKENS[1]:
-            return None
-        fits = SENTENCE_TOKENS[0] <= _count(tokenizer, " " + sentence) <= SENTENCE_TOKENS[1]
-        if length >= CONTEXT_TOKENS[0] and fits and "\n" not in sentence:
-            return context, sentence
-    return None
-
-
 def _gap(text: str, place: re.Match[str], tokenizer: Tokenizer) -> dict[str, Any] | None:
     """The item with this word as its gap, if the word is one token and both sides are long enough."""
     prefix, target, rest = text[: place.start()], place.group(), text[place.end() :]
-    if not CONTEXT_TOKENS[0] <= _count(tokenizer, prefix) <= CONTEXT_TOKENS[1] or _count(tokenizer, target) != 1:
+    if not PREFIX_TOKENS[0] <= _count(tokenizer, prefix) <= PREFIX_TOKENS[1] or _count(tokenizer, target) != 1:
         return None
     right = tokenizer.encode(rest, add_special_tokens=False)
     if len(right.ids) < SUFFIX_TOKENS:
         return None
     suffix = rest[: right.offsets[SUFFIX_TOKENS - 1][1]]
-    whole = tokenizer.encode(prefix + target + suffix, add_special_tokens=False).ids
-    return {"prefix": prefix, "target": target, "suffix": suffix} if len(whole) <= 128 else None
+    return {"prefix": prefix, "target": target.strip(), "suffix": suffix}
 
 
 def _count(tokenizer: Tokenizer, text: str) -> int:
