@@ -74,6 +74,34 @@ def left_padded(rows: list[Tensor], pad: int = 38) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<bos>{{ message['content'] }}<eot>{% endfor %}"
+    "{% if add_generation_prompt %}<bos>{% endif %}"
+)
+
+
+def write_toy_tokenizer(folder: Path) -> None:
+    """One piece per id: letters, then four special tokens; every fifth piece carries what a terminal would act on."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    hostile = ("\x1b[2J", "\x9b31m", "\x07", "\x1b]0;title\x07")
+    pieces = [chr(ord("a") + index) for index in range(26)] + [" "]
+    pieces += [chr(0x100 + index) + (hostile[index % 4] if index % 5 == 0 else "") for index in range(27, 248)]
+    pieces += ["<bos>", "<eos>", "<mask>", "<eot>"] + [chr(0x300 + index) for index in range(252, 256)]
+    tokenizer = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        mask_token="<mask>",
+        additional_special_tokens=["<eot>"],
+    )
+    fast.save_pretrained(folder)
+
+
 @dataclass
 class Recorder(Observer):
     """Keeps copies of everything an observer is offered."""
@@ -91,6 +119,14 @@ class Recorder(Observer):
     def on_step(self, step: Step, result: StepResult) -> None:
         confidence = None if result.confidence is None else result.confidence.clone()
         self.steps.append((step, StepResult(result.ids.clone(), result.committed.clone(), confidence)))
+
+
+def call_cli(*arguments: str) -> int:
+    """The command line in this process, through its error boundary; returns the exit code."""
+    from dllm_sparse.cli.app import app
+    from dllm_sparse.cli.errors import run
+
+    return run(lambda: app(list(arguments), prog_name="dllm-sparse"))
 
 
 def run_cli(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

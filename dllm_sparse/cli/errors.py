@@ -12,7 +12,10 @@ from dllm_sparse.types import DllmSparseError
 def run(app: Callable[..., object]) -> int:
     """Runs the app and returns the exit code. DLLM_SPARSE_DEBUG=1 lets tracebacks through."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, or a reader that left is noticed too late to be handled
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     except KeyboardInterrupt:

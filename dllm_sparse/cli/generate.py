@@ -101,6 +101,8 @@ def generate(
         backend=backend,
     )
     texts = gather_prompts(prompt or [], prompts)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # fails now, not after an hour of decoding
     lm = _load(output, model, device, dtype, revision)
     if lm.kind == "diffusion":
         sampler.check_blocks()

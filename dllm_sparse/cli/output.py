@@ -31,7 +31,8 @@ class Output:
 
     def json(self, value: Any) -> None:
         """The one JSON object of --json."""
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        sys.stdout.write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
     def say(self, text: str) -> None:
         """Narration on stderr, unless quiet."""

@@ -1,0 +1,46 @@
+"""Calls of the command line in this process, with what it printed."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.helpers import call_cli
+
+
+@dataclass
+class Answer:
+    """Exit code and the two streams of one call."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one object on stdout."""
+        value: dict[str, Any] = json.loads(self.stdout)
+        return value
+
+
+Cli = Callable[..., Answer]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs `dllm-sparse ARGUMENTS`; `stdin` is what is piped in."""
+    for name in ("DLLM_SPARSE_DEBUG", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments: object, stdin: str = "") -> Answer:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        code = call_cli(*(str(argument) for argument in arguments))
+        return Answer(code, *capsys.readouterr())
+
+    return call

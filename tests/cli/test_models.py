@@ -1,0 +1,44 @@
+"""`dllm-sparse models`: what can be loaded by name, what is here, what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import dllm_sparse as ds
+from dllm_sparse.models.families import ALIASES, BUNDLED, FAMILIES
+from tests.cli.conftest import Cli
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+
+def test_json(cli: Cli) -> None:
+    answer = cli("models", "--json")
+    assert (answer.code, answer.stderr) == (0, "")
+    value = answer.json
+    assert value["schema"] == "dllm-sparse/models@1"
+    rows = {row["name"]: row for row in value["models"]}
+    assert set(rows) == {*BUNDLED, *ALIASES}
+    assert [name for name, row in rows.items() if row["local"]] == list(BUNDLED)
+    assert rows["llada-8b"]["source"] == "GSAI-ML/LLaDA-8B-Instruct"
+    assert rows["llada-8b"]["bf16_gb"] == pytest.approx(16.04)
+    assert {row["model_type"] for row in value["families"]} == set(FAMILIES)
+    for name in BUNDLED:
+        lm = ds.load(name, device="cpu")
+        assert rows[name]["kind"] == lm.kind
+        assert rows[name]["parameters"] == sum(parameter.numel() for parameter in lm.transformer.parameters())
+
+
+def test_table(cli: Cli) -> None:
+    answer = cli("models")
+    assert (answer.code, answer.stderr) == (0, "")
+    lines = answer.stdout.splitlines()
+    assert lines[0].split() == ["name", "kind", "here", "parameters", "bf16", "GB", "source"]
+    (row,) = [line.split() for line in lines if line.startswith("qwen2.5-0.5b ")]
+    assert row == ["qwen2.5-0.5b", "autoregressive", "no", "494.0M", "0.99", "Qwen/Qwen2.5-0.5B"]
+    for key, family in FAMILIES.items():
+        assert any(key in line and family.name in line for line in lines)
