@@ -17,7 +17,7 @@ from dllm_sparse.report.html import (
     table,
     text,
 )
-from dllm_sparse.report.schema import DriftReport, RuleVariant
+from dllm_sparse.report.schema import DriftReport, Exploitable, RuleVariant
 from dllm_sparse.report.summary import decimals, overall, percent, site_names
 
 _TOKENS = {
@@ -49,7 +49,7 @@ def drift_page(report: DriftReport) -> str:
     steps = len(report["variants"][0]["steps"])
     subtitle = (
         f"{model['name']}, {model['kind']}, {model['parameters'] / 1e6:,.1f}M parameters: {len(report['prompts'])} "
-        f"prompts, {config['sampler']['gen_length']} tokens each, {steps} steps. {report['date']}"
+        f"prompts, {config['sampler']['gen_length']} tokens each, {steps} steps. {report['date'][:10]}"
     )
     bar = Section("controls", "", _controls(report))
     sections = [_summary(report), bar, _over_steps(report), _layers(report), _unions(report), _movement(report)]
@@ -83,9 +83,11 @@ def _over_steps(report: DriftReport) -> Section:
     diffusion = report["model"]["kind"] == "diffusion"
     before = "the same position one step earlier" if diffusion else "the token before it"
     reference = "the same position at step 0" if diffusion else "the consensus mask of the prompt"
+    several = diffusion and report["variants"][0]["steps"][-1]["block"] > 0
+    blocks = " Thin vertical lines: a new block begins." if several else ""
     body = _SELECTION + columns(
-        figure("jaccard", f"Stability: a token's mask against that of {before}."),
-        figure("drift", f"Drift: a token's mask against {reference}."),
+        figure("jaccard", f"Stability: a token's mask against that of {before}.{blocks}"),
+        figure("drift", f"Drift: a token's mask against {reference}.{blocks}"),
     )
     return Section("steps", "Stability and drift", body)
 
@@ -100,18 +102,18 @@ def _layers(report: DriftReport) -> Section:
 
 def _unions(report: DriftReport) -> Section:
     what = "the tokens of the active block" if report["model"]["kind"] == "diffusion" else "the tokens of the prompt"
+    several = len(report["variants"]) > 1
+    listed = [gain["tokens"] for gain in report["variants"][0]["exploitable"]]
+    whole_listed = report["model"]["kind"] == "diffusion" and report["config"]["sampler"]["block_length"] in listed
+    headers = [*(["Mask per"] if several else []), "Tokens T", "FFN bytes read", "FFN faster", "Forward faster"]
     rows = [
-        [
-            scope,
-            tokens or "all",
-            percent(e["ffn_bytes"]),
-            f"{decimals(e['ffn_speedup'])}x",
-            f"{decimals(e['forward_speedup'])}x",
-        ]
-        for scope, tokens, e in ((v["scope"], e["tokens"], e) for v in report["variants"] for e in v["exploitable"])
+        [*([variant["scope"]] if several else []), *_gain(gain)]
+        for variant in report["variants"]
+        for gain in variant["exploitable"]
+        if gain["tokens"] or not whole_listed
     ]
-    headers = ["One mask per", "Tokens T", "FFN bytes read", "FFN at best", "Whole forward at best"]
-    exploitable = table(headers, rows, "Best possible speed-up of a memory-bound forward of T tokens, all layers.")
+    caption = "The best possible gain of a memory-bound forward of T tokens, all layers."
+    exploitable = table(headers, rows, caption)
     body = paragraph(
         f"A forward of T tokens reads a channel's weights if any of them needs it. T neighbours among {what}, all "
         "steps pooled. The difference to the dashed line is what neighbours share.",
@@ -120,6 +122,16 @@ def _unions(report: DriftReport) -> Section:
     return Section(
         "unions", "What a forward can skip", body + columns(figure("unions", "Union of T masks."), exploitable)
     )
+
+
+def _gain(gain: Exploitable) -> list[object]:
+    tokens = gain["tokens"] or "all"
+    return [
+        tokens,
+        percent(gain["ffn_bytes"]),
+        f"{decimals(gain['ffn_speedup'])}x",
+        f"{decimals(gain['forward_speedup'])}x",
+    ]
 
 
 def _movement(report: DriftReport) -> Section:

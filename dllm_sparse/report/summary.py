@@ -101,9 +101,9 @@ def _drift(curve: CurveValues, kind: str) -> str:
 def _movement(curve: CurveValues) -> str:
     found = curve["movement"]["overall"]
     return (
-        f"Most positions barely move: the FFN input of a generated position changes by {percent(found['median'])} "
-        f"per step in the median, by more than {percent(found['p90'])} for one in ten, and "
-        f"{percent(found['share_above_0.1'])} of them move by more than 10\u202f%."
+        f"The FFN input of a generated position changes by {percent(found['median'])} per step in the median and by more "
+        f"than {percent(found['p90'])} for one in ten; {percent(found['share_above_0.1'])} of them move by more than "
+        "10\u202f%."
     )
 
 

@@ -16,7 +16,7 @@
   const curve = () => find(chosen("site"), layer(), chosen("tokens"));
   const layers = () => d3.range(drift.model.layers);
   const where = () => `${chosen("site")}, ${layer() === null ? "all layers" : `layer ${layer()}`}, ` +
-    `${chosen("tokens")} tokens`;
+    document.getElementById("tokens").selectedOptions[0].text;
 
   const frame = (width, options) => Plot.plot({
     width: Math.min(width, 1100), height: Math.max(220, Math.min(330, width * 0.45)), marginLeft: 44, marginTop: 30, marginBottom: 40,
