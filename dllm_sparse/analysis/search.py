@@ -42,7 +42,7 @@ def next_p(rule: str, points: Sequence[Evaluated], retain: float, tolerance: flo
     aim = _expected_u(rule, low, high, (low.sparsity + high.sparsity) / 2)
     # Never more than a 6:1 split, so that a wrong guess still shrinks the bracket.
     share = min(max((aim - start) / (stop - start), 1 / 7), 6 / 7)
-    p = round(_from_u(rule, start + (stop - start) * share), 5)
+    p = round(_from_u(rule, start + (stop - start) * share), 8)
     return None if any(point.p == p for point in points) else p
 
 

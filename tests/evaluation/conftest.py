@@ -80,7 +80,7 @@ def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "greedy": f"output_type: loglikelihood\ndoc_to_text: context\ndoc_to_target: answer\n"
         f"metric_list:\n  - metric: acc\n    {mean}",
         "rolling": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: context\n"
-        "metric_list:\n  - metric: word_perplexity\n    aggregation: weighted_perplexity\n    higher_is_better: false\n",
+        "metric_list:\n  - {metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}\n",
         "written": f"output_type: generate_until\ndoc_to_text: context\ndoc_to_target: answer\n"
         f"generation_kwargs: {{until: ['\\n'], max_gen_toks: 4, do_sample: false}}\n"
         f"metric_list:\n  - metric: exact_match\n    {mean}",

@@ -29,9 +29,7 @@ def values(lm: ds.LanguageModel, requests: list[Request] = REQUESTS, **options: 
 def one_by_one(lm: ds.LanguageModel, mc_num: int = 8, group: int = 8, cfg_scale: float = 0.0) -> list[float]:
     encoder = Scorer(lm).encoder
     pairs = [encoder.pair(*request.arguments) for request in REQUESTS]
-    return [
-        log_likelihood(lm, list(p.prompt), list(p.target), mc_num, group, cfg_scale, seed=p.seed(0)) for p in pairs
-    ]
+    return [log_likelihood(lm, list(p.prompt), list(p.target), mc_num, group, cfg_scale, seed=p.seed(0)) for p in pairs]
 
 
 @pytest.mark.parametrize("budget", [None, 40])
@@ -133,6 +131,6 @@ def test_usage_errors(diffusion: ds.LanguageModel) -> None:
         ScoringOptions(estimator="guess")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="exceeds the context"):
         Scorer(diffusion, ScoringOptions(max_length=4)).encoder.pair("a", " much too long")
+    scorer = Scorer(diffusion)
     with pytest.raises(UsageError, match="not supported"):
-        scorer = Scorer(diffusion)
         scorer.prepare([Request("generate_until", ("a", {"num_beams": 4}))])
