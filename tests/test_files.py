@@ -22,10 +22,15 @@ def test_files_appear_whole_with_ordinary_permissions(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        assert path.read_text() == "old"
-        raise ZeroDivisionError
+
+    def interrupted() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            assert path.read_text() == "old"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(path, {"value": math.nan})
     assert path.read_text() == "old"

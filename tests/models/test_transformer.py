@@ -99,6 +99,8 @@ def test_asking_for_some_rows_gives_those_rows(kind: str) -> None:
     whole = lm.logits(ids)
     for rows in (slice(-1, None), slice(3, 7), slice(None)):
         close(lm.transformer(ids, rows=rows), whole[:, rows])
+    flat = torch.tensor([0, 10, 11, 21, 4])
+    close(lm.transformer(ids, rows=flat), whole.flatten(0, 1)[flat])
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])

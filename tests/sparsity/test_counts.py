@@ -92,6 +92,15 @@ def test_merging_leaves_the_other_side_alone() -> None:
     assert other.to_dict() == before
 
 
+def test_a_copy_on_a_device_is_a_copy() -> None:
+    counts = counted(random_calls(6))
+    before = copy.deepcopy(counts.to_dict())
+    moved = counts.to("cpu")
+    assert moved.to_dict() == before
+    moved.add(*random_calls(7)[0])
+    assert counts.to_dict() == before
+
+
 def test_padding_alone_is_no_call() -> None:
     counts = counted(random_calls(5))
     before = copy.deepcopy(counts.to_dict())

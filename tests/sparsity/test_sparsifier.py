@@ -33,15 +33,14 @@ def test_the_identity_value_is_dense_bit_for_bit(rule: Any, scope: Any, kind: st
     lm = tiny_lm(kind, activation="relu")
     dense_logits, dense_ids = lm.logits(PROMPT, MASK), decode(lm, None)
     for sites in SITES:
-        for score, refresh in (("magnitude", 1), ("weighted", 1), ("magnitude", 3)):
+        for variant in ({}, {"score": "weighted"}, {"refresh_every": 3}, {"gate_input": "dense"}):
             config = ds.SparsityConfig(
                 p=IDENTITY[rule],
                 rule=rule,
                 scope=scope,
                 sites=sites,  # type: ignore[arg-type]
-                score=score,  # type: ignore[arg-type]
-                refresh_every=refresh,
                 group_size=3,
+                **variant,  # type: ignore[arg-type]
             )
             with ds.sparsify(lm, config) as handle:
                 assert torch.equal(lm.logits(PROMPT, MASK), dense_logits)
@@ -62,18 +61,24 @@ def masked(v: Tensor, p: float, on: bool) -> Tensor:
     return torch.where(ds.top_p_mask(v, p), v, 0) if on else v
 
 
+@pytest.mark.parametrize("gate_input", ["masked", "dense"])
 @pytest.mark.parametrize("sites", SITES)
-def test_each_site_masks_what_the_definition_names(sites: Any) -> None:
-    """input = x after the norm; gate = act(W_g x); up = W_u x; intermediate = gate * up of the masked x."""
+def test_each_site_masks_what_the_definition_names(sites: Any, gate_input: Any) -> None:
+    """input = x after the norm; gate = act(W_g x); up = W_u x; intermediate = gate * up of the masked x.
+
+    With a dense gate input, as in the published LLaDA hook, only W_u sees the masked x.
+    """
     lm, p = tiny_lm(), 0.6
     x = torch.randn(2, 5, lm.config.width, generator=torch.Generator().manual_seed(0))
-    with ds.sparsify(lm, ds.SparsityConfig(p=p, sites=sites)):
+    with ds.sparsify(lm, ds.SparsityConfig(p=p, sites=sites, gate_input=gate_input)):
         got = lm.transformer.ffns[1](x)
     names = ds.SparsityConfig(sites=sites).site_names
     ffn = lm.transformer.ffns[1]
     gate_weight, up_weight = ffn.gate_up_proj.weight.chunk(2)
     inner = masked(x, p, "input" in names)
-    gate = masked(torch.nn.functional.silu(inner @ gate_weight.T), p, "gate" in names)
+    gate = masked(
+        torch.nn.functional.silu((inner if gate_input == "masked" else x) @ gate_weight.T), p, "gate" in names
+    )
     up = masked(inner @ up_weight.T, p, "up" in names)
     hidden = masked(gate * up, p, "intermediate" in names)
     torch.testing.assert_close(got, hidden @ ffn.down_proj.weight.T, rtol=1e-5, atol=1e-5)
