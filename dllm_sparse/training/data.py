@@ -7,6 +7,7 @@ iterator state. Shapes: B rows, L positions.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from dllm_sparse.files import atomic_path, write_json, write_text
 from dllm_sparse.training import corpus, skills
 from dllm_sparse.training.recipe import Mix, Recipe
 from dllm_sparse.training.tokenizer import special_ids, train_tokenizer
-from dllm_sparse.types import DllmSparseError
+from dllm_sparse.types import DllmSparseError, UsageError
 
 SOURCES = ("train", "held_out", "skills", "held_out_skills")
 
@@ -80,6 +81,16 @@ def prepare(path: Path, recipe: Recipe, folder: Path, report: Callable[[str], No
     counts = {name: {"documents": len(part.starts), "tokens": len(part.tokens)} for name, part in sets.items()}
     write_json(folder / "meta.json", {"digest": recipe.digest("data", "seed"), "counts": counts})
     return Prepared(tokenizer, special_ids(tokenizer), sets)
+
+
+def prepared_for(recipe: Recipe, folder: Path) -> bool:
+    """Whether `folder` is complete; raises UsageError if other data settings or another seed made it."""
+    meta = folder / "meta.json"
+    if not meta.exists():
+        return False
+    if json.loads(meta.read_text(encoding="utf-8")).get("digest") != recipe.digest("data", "seed"):
+        raise UsageError(f"{folder} was prepared with another [data] section or seed; give another --data folder")
+    return True
 
 
 def load_prepared(folder: Path) -> Prepared:

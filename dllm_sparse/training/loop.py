@@ -92,6 +92,11 @@ class Trainer:
         if compiled and gpu and self.accelerator.num_processes == 1:
             self.capture()
 
+    @property
+    def main_process(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.accelerator.is_main_process)
+
     def _resume(self, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
         """Continues from the newest checkpoint of this very recipe and objective, if there is one."""
         facts: dict[str, Any] = {"recipe": self.recipe.digest(), "kind": self.kind}
