@@ -1,6 +1,9 @@
 """Drift, unions and reuse of a 135M masked-diffusion model, beside figures measured earlier on a sister checkpoint.
 
-    python benchmarks/drift_135m.py --model FOLDER --out benchmarks/results/drift_135m.json
+    python benchmarks/drift_135m.py --model FOLDER --out benchmarks/results/drift_135m.json [--parts observed]
+
+Masks are measured twice: observed, while the model decodes dense, and applied. Parts are kept in the file one by one, so
+a long run may be split.
 
 The earlier figures: SmolLM2-135M adapted to LLaDA-style diffusion, 16 prompts, one block of 32 decoded one token a
 step, fp32. Drift and unions come from a first adaptation, reuse from a second with a little less data; this checkpoint
@@ -11,8 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,10 @@ import torch
 import dllm_sparse as ds
 from dllm_sparse.analysis.drift import Statistics
 from dllm_sparse.analysis.prompts import bundled_prompts
-from dllm_sparse.analysis.recorder import MaskRecorder
+from dllm_sparse.analysis.recording import record
 from dllm_sparse.analysis.reuse import measure_reuse
 from dllm_sparse.generation import encode
+from dllm_sparse.types import SiteName
 
 EARLIER = {
     "jaccard_consecutive": [0.87, 0.92],
@@ -42,64 +45,86 @@ EARLIER = {
     "input_change_median": [0.036, 0.052],
     "input_change_p90": [0.26, 0.39],
 }
-SITES = (("intermediate", 0.9), ("intermediate", 0.8), ("input", 0.9))
+APPLIED = (("intermediate", 0.9), ("intermediate", 0.8), ("input", 0.9))
+SAMPLER = ds.SamplerConfig(gen_length=32, block_length=32)
 
 
-def drift(lm: ds.LanguageModel, prompts: list[str], sampler: ds.SamplerConfig, config: ds.SparsityConfig) -> Any:
-    """Similarity, drift, unions and movement of one site at one p."""
-    recorder = MaskRecorder(lm.kind, sampler)
-    for start in range(0, len(prompts), 4):
-        ds.generate(lm, prompts[start : start + 4], sampler=sampler, sparsity=config, observers=(recorder,))
-    statistics = Statistics(recorder.counts())
-    site = config.site_names[0]
-    curve = statistics.curve(site, None, "response")
-    by_layer = [statistics.curve(site, layer, "response") for layer in statistics.counts.layers]
-    pooled = curve.jaccard_overall
+def statistics(lm: ds.LanguageModel, prompts: Sequence[str], config: ds.SparsityConfig, apply: bool) -> dict[str, Any]:
+    """Similarity, drift, unions and movement of the config's sites, all layers pooled, with the range over layers."""
+    found = Statistics(record(lm, prompts, SAMPLER, config, batch_size=4, apply=apply).counts)
+    return {f"{site} {config.p:g}": site_statistics(found, site) for site in config.site_names}
+
+
+def site_statistics(found: Statistics, site: SiteName) -> dict[str, Any]:
+    """One site's numbers; three of them are value, 95 % low, 95 % high."""
+    curve = found.curve(site, None, "response")
+    layers = [found.curve(site, layer, "response") for layer in found.counts.layers]
+    pooled, drift = curve.jaccard_overall, curve.drift
     return {
-        "jaccard_consecutive": [float(pooled.micro[0]), float(pooled.low[0]), float(pooled.high[0])],
-        "jaccard_consecutive_by_layer": [float(layer.jaccard_overall.micro[0]) for layer in by_layer],
+        "jaccard_consecutive": [float(values[0]) for values in (pooled.micro, pooled.low, pooled.high)],
+        "jaccard_consecutive_layers": spread([float(layer.jaccard_overall.micro[0]) for layer in layers]),
         "jaccard_token_mean": float(pooled.token_mean[0]),
         "chance": float(pooled.chance[0]),
-        "drift_after_31_steps": [
-            float(values[-1]) for values in (curve.drift.micro, curve.drift.low, curve.drift.high)
-        ],
-        "drift_after_31_steps_by_layer": [float(layer.drift.micro[-1]) for layer in by_layer],
+        "drift_after_31_steps": [float(values[-1]) for values in (drift.micro, drift.low, drift.high)],
+        "drift_after_31_steps_layers": spread([float(layer.drift.micro[-1]) for layer in layers]),
         "half_life_steps": curve.half_life,
-        "union_density": {str(u.tokens): u.density for u in statistics.unions(site, None)},
+        "union_density": {str(u.tokens): u.density for u in found.unions(site, None) if u.tokens},
         "change": curve.moved_overall,
-        "change_by_layer": [layer.moved_overall for layer in by_layer],
+        "change_median_layers": spread([layer.moved_overall["median"] for layer in layers]),
+        "change_p90_layers": spread([layer.moved_overall["p90"] for layer in layers]),
     }
 
 
+def spread(values: Sequence[float]) -> list[float]:
+    """Smallest and largest."""
+    return [min(values), max(values)]
+
+
+def observed(lm: ds.LanguageModel, prompts: Sequence[str]) -> dict[str, Any]:
+    """Masks of dense decoding: both sites from one run at each p."""
+    configs = [ds.SparsityConfig(p=p) for p in (0.9, 0.8)]
+    return {key: value for config in configs for key, value in statistics(lm, prompts, config, False).items()}
+
+
+def applied(lm: ds.LanguageModel, prompts: Sequence[str]) -> dict[str, Any]:
+    """Masks that were applied, one site at a time."""
+    configs = [ds.SparsityConfig(p=p, sites=site) for site, p in APPLIED]
+    return {key: value for config in configs for key, value in statistics(lm, prompts, config, True).items()}
+
+
+def reuse(lm: ds.LanguageModel, prompts: Sequence[str]) -> dict[str, Any]:
+    """Reuse of masks and of FFN outputs, four prompts."""
+    few = [encode(lm, prompts[:4])]
+    config = ds.SparsityConfig(p=0.9, sites="intermediate")
+    rows = measure_reuse(lm, few, SAMPLER, config)
+    sharper = measure_reuse(lm, few, SAMPLER, replace(config, p=0.95), refresh=(1, 2), taus=())
+    return {"prompts": 4, "0.9": [asdict(row) for row in rows], "0.95": [asdict(row) for row in sharper]}
+
+
+PARTS: dict[str, Callable[[ds.LanguageModel, Sequence[str]], dict[str, Any]]] = {
+    "observed": observed,
+    "applied": applied,
+    "reuse": reuse,
+}
+
+
 def main() -> None:
-    """Measures everything and writes it beside the earlier figures."""
+    """Measures the parts asked for and keeps them beside the earlier figures and the parts already in the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--reuse-prompts", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    started = time.time()
     lm = ds.load(arguments.model, device="cpu", dtype="float32")
-    sampler = ds.SamplerConfig(gen_length=32, block_length=32)
-    prompts = bundled_prompts()[: arguments.prompts]
-    result: dict[str, Any] = {"model": Path(arguments.model).name, "prompts": len(prompts), "earlier": EARLIER}
-    result["measured"] = {}
-    for site, p in SITES:
-        config = ds.SparsityConfig(p=p, sites=site)
-        result["measured"][f"{site} {p}"] = drift(lm, prompts, sampler, config)
-        print(site, p, f"{time.time() - started:.0f} s", file=sys.stderr)
+    prompts = bundled_prompts(arguments.prompts)
+    result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    result |= {"model": Path(arguments.model).name, "prompts": len(prompts), "earlier": EARLIER}
+    for part in arguments.parts:
+        result[part] = PARTS[part](lm, prompts)
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    few = [encode(lm, prompts[: arguments.reuse_prompts])]
-    config = ds.SparsityConfig(p=0.9, sites="intermediate")
-    result["reuse_prompts"] = arguments.reuse_prompts
-    result["reuse p=0.9"] = [asdict(row) for row in measure_reuse(lm, few, sampler, config)]
-    config = replace(config, p=0.95)
-    result["reuse p=0.95"] = [asdict(row) for row in measure_reuse(lm, few, sampler, config, refresh=(1, 2), taus=())]
-    result["seconds"] = time.time() - started
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

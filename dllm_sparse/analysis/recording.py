@@ -13,6 +13,7 @@ from dllm_sparse.generation import encode, generate, left_padded
 from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.sparsity.config import SparsityConfig
+from dllm_sparse.sparsity.sparsifier import sparsify
 from dllm_sparse.types import Observers, UsageError
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
@@ -42,9 +43,10 @@ def record(
     chat: bool = False,
     snapshot_every: int = 0,
     deltas: tuple[int, ...] = (),
+    apply: bool = True,
     observers: Observers = (),
 ) -> Recording:
-    """Decodes all prompts under `sparsity` and records their masks.
+    """Decodes all prompts under `sparsity` and records their masks; with `apply=False` those of dense decoding.
 
     Raises UsageError for impossible options, and KeyboardInterrupt only when no batch was finished.
     """
@@ -52,10 +54,9 @@ def record(
     done = Recording(recorder.counts(), [], [])
     try:
         for ids, mask in batches(lm, prompts, batch_size, chat=chat):
-            watching = (recorder, *observers)
-            out = generate(
-                lm, prompt_ids=ids, attention_mask=mask, sampler=sampler, sparsity=sparsity, observers=watching
-            )
+            with sparsify(lm, sparsity, (recorder,), apply=apply) as handle:
+                watching = (recorder, handle, *observers)
+                out = generate(lm, prompt_ids=ids, attention_mask=mask, sampler=sampler, observers=watching)
             done.counts = recorder.counts()
             done.ids += out.ids[:, out.prompt_length :].tolist()
             done.commit_steps += out.commit_step.tolist()

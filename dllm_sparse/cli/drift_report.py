@@ -36,6 +36,14 @@ def drift_report(
     ] = "token",
     group_size: opt.GroupSizeOpt = 32,
     score: opt.ScoreOpt = "magnitude",
+    apply: Annotated[
+        bool,
+        typer.Option(
+            "--apply/--observe",
+            help="Apply the masks, or only record those that dense decoding would get.",
+            rich_help_panel="Sparsity",
+        ),
+    ] = True,
     reuse: Annotated[
         int,
         typer.Option(
@@ -102,7 +110,15 @@ def drift_report(
     lm = _load(output, model, device, dtype, revision)
     if lm.kind == "diffusion":
         sampler.check_blocks()
-    _run(output, lm, texts, sampler, sparsity, out, {"chat": chat, "batch_size": batch_size, **experiments})
+    _run(
+        output,
+        lm,
+        texts,
+        sampler,
+        sparsity,
+        out,
+        {"apply": apply, "chat": chat, "batch_size": batch_size, **experiments},
+    )
 
 
 def _prompts(file: Path | None, limit: int | None) -> list[str]:

@@ -35,6 +35,7 @@ def drift_report(
     sparsity: SparsityConfig | None = None,
     out: str | Path | None = None,
     *,
+    apply: bool = True,
     batch_size: int = 8,
     chat: bool = False,
     reuse: int = 0,
@@ -43,6 +44,9 @@ def drift_report(
     observers: Observers = (),
 ) -> DriftReport:
     """Decodes the prompts under top-p masks, records how the masks move, and returns the report.
+
+    With `apply=False` the model decodes dense and only the masks it would have got are recorded: how far the masks
+    move by themselves, without what masking does to the values.
 
     `prompts` are texts, or rows of token ids for a model without a tokenizer; None takes bundled ones. A scope
     other than "token" is reported beside the per-token rule at the same p. `reuse=K` also measures reuse across steps:
@@ -59,7 +63,13 @@ def drift_report(
     started = time.perf_counter()
     texts = bundled_prompts(DEFAULT_COUNT) if prompts is None else prompts
     sampler, sparsity = sampler or SamplerConfig(), sparsity or SparsityConfig()
-    options = {"batch_size": batch_size, "chat": chat, "snapshot_every": snapshot_every, "deltas": tuple(deltas)}
+    options = {
+        "apply": apply,
+        "batch_size": batch_size,
+        "chat": chat,
+        "snapshot_every": snapshot_every,
+        "deltas": tuple(deltas),
+    }
     config = options | {"deltas": list(deltas), "reuse": reuse, "sampler": sampler.to_dict()}
     report = _empty_report(lm, config)
     _measure(report, lm, texts, sampler, sparsity, options, observers)

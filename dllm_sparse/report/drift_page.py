@@ -226,7 +226,8 @@ def _canvas(report: DriftReport) -> Section:
     body += f'<form class="choices">{choices}</form>'
     body += '<div id="canvas" class="canvas" role="group" aria-label="Generated tokens"></div>'
     body += '<p id="canvas-detail" aria-live="polite"></p>'
-    body += figure("canvas-history", "The chosen token's mask against the one before, all layers of the site.")
+    own = "The chosen position's mask" if report["model"]["kind"] == "diffusion" else "Every token's mask"
+    body += figure("canvas-history", f"{own} against the one before, all layers of the site.")
     return Section("canvas", "The canvas", body)
 
 

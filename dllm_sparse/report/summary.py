@@ -36,7 +36,7 @@ def summarise(report: DriftReport) -> list[str]:
     sentences = []
     if not report["complete"]:
         sentences.append(f"Interrupted: only the first {len(report['prompts'])} prompts are reported.")
-    sentences.append(_density(main))
+    sentences.append(_density(main, applied=report["config"]["apply"]))
     for site in site_names(main):
         curve = overall(main, site)
         if curve is not None:
@@ -58,21 +58,22 @@ def decimals(value: float | None, digits: int = 2) -> str:
     return "unknown" if value is None else f"{value:.{digits}f}"
 
 
-def _density(variant: RuleVariant) -> str:
+def _density(variant: RuleVariant, *, applied: bool) -> str:
     rule, found = variant["sparsity"], variant["measured_sparsity"]
     sites = ", ".join(f"{percent(1 - found[site])} of the {site} channels" for site in site_names(variant))
     name = "top-p" if rule["rule"] == "top_p" else str(rule["rule"])
-    return f"With {name} at p = {rule['p']:g}, one mask per {rule['scope']}, a token keeps {sites}."
+    how = "The masks were applied." if applied else "The masks were only observed: the model decoded dense."
+    return f"With {name} at p = {rule['p']:g}, one mask per {rule['scope']}, a token keeps {sites}. {how}"
 
 
 def _stability(curve: CurveValues, kind: str) -> str:
     pooled = curve["jaccard_overall"]
     before = "one step to the next" if kind == "diffusion" else "one token to the next"
-    bounds = f" (95 % interval {decimals(pooled['low'])} to {decimals(pooled['high'])})" if pooled["low"] else ""
+    bounds = f" (95 % interval {decimals(pooled['low'], 3)} to {decimals(pooled['high'], 3)})" if pooled["low"] else ""
     return (
         f"At the {curve['site']}, from {before} the masks of generated positions overlap with a Jaccard similarity of "
-        f"{decimals(pooled['micro'])}{bounds}; independent masks of that density would reach "
-        f"{decimals(pooled['chance'])}."
+        f"{decimals(pooled['micro'], 3)}{bounds}; independent masks of that density would reach "
+        f"{decimals(pooled['chance'], 3)}."
     )
 
 
@@ -101,9 +102,9 @@ def _drift(curve: CurveValues, kind: str) -> str:
 def _movement(curve: CurveValues) -> str:
     found = curve["movement"]["overall"]
     return (
-        f"The FFN input of a generated position changes by {percent(found['median'])} per step in the median and by more "
-        f"than {percent(found['p90'])} for one in ten; {percent(found['share_above_0.1'])} of them move by more than "
-        "10\u202f%."
+        f"The FFN input of a generated position changes by {percent(found['median'])} per step in the median and by "
+        f"more than {percent(found['p90'])} for one in ten; {percent(found['share_above_0.1'])} of them move by more "
+        "than 10\u202f%."
     )
 
 

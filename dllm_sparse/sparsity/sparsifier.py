@@ -31,10 +31,16 @@ from dllm_sparse.types import (
 
 
 class Sparsifier(Observer):
-    """Handle of an active `sparsify` block: computes the masks and knows the sparsity measured so far."""
+    """Handle of an active `sparsify` block: computes the masks and knows the sparsity measured so far.
 
-    def __init__(self, lm: LanguageModel, config: SparsityConfig, observers: Sequence[Observer] = ()) -> None:
+    With `apply=False` the masks are counted and offered to observers, but the values go on dense.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, config: SparsityConfig, observers: Sequence[Observer] = (), *, apply: bool = True
+    ) -> None:
         self.config = config
+        self.apply = apply
         self.backend = resolve_backend(config.backend, lm.device)
         self.counts = SparsityCounts()
         self._observers = observers
@@ -74,7 +80,7 @@ class Sparsifier(Observer):
         self.counts.add(site, keep, context.token_class)
         for observer in self._observers:
             observer.on_mask(site, values, keep, context)
-        return values if identity else values * keep
+        return values * keep if self.apply and not identity else values
 
     def _fresh(self, site: Site, ffn: FeedForward, values: Tensor, p: float, context: StepContext) -> Tensor:
         norms = self._weight_norms(site, ffn) if self.config.score == "weighted" else None
@@ -113,14 +119,17 @@ class Sparsifier(Observer):
 
 
 @contextmanager
-def sparsify(lm: LanguageModel, config: SparsityConfig, observers: Sequence[Observer] = ()) -> Iterator[Sparsifier]:
+def sparsify(
+    lm: LanguageModel, config: SparsityConfig, observers: Sequence[Observer] = (), *, apply: bool = True
+) -> Iterator[Sparsifier]:
     """Sparsifies the model's FFNs inside the block; afterwards nothing is left behind, also after an exception.
 
     Yields the handle; `handle.sparsity` is the measured sparsity, e.g. {"input": .., "intermediate": .., "mean": ..}.
-    Observers see every mask through `on_mask`. Raises UsageError when the model is already sparsified, and
+    Observers see every mask through `on_mask`; with `apply=False` they see the masks of a dense model, which stays
+    dense. Raises UsageError when the model is already sparsified, and
     BackendUnavailable when an explicit backend cannot run.
     """
-    handle = Sparsifier(lm, config, observers)
+    handle = Sparsifier(lm, config, observers, apply=apply)
     with overriding(lm, handle):
         yield handle
 

@@ -7,6 +7,7 @@ from dllm_sparse.analysis.comparisons import change_histogram, relative_change
 from dllm_sparse.analysis.drift import TOKEN_GROUPS, Statistics, quantile, ratio
 from dllm_sparse.analysis.masks import chance_level, jaccard
 from dllm_sparse.analysis.recorder import MaskRecorder
+from dllm_sparse.analysis.recording import record
 from dllm_sparse.analysis.tallies import Column, change_edges
 from tests.analysis.brute_force import StoringRecorder
 
@@ -123,3 +124,12 @@ def test_the_block_of_every_step_is_known(run):
     statistics, _ = run
     assert statistics.counts.blocks == [(step // 4, step % 4) for step in range(8)]
     assert all(bool((tally.steps[..., Column.TOKENS] >= 0).all()) for tally in statistics.counts.sites.values())
+
+
+def test_observed_masks_are_those_of_dense_decoding(llada):
+    sampler, sparsity = ds.SamplerConfig(gen_length=8, block_length=4), ds.SparsityConfig(p=0.6)
+    observed = record(llada, PROMPTS, sampler, sparsity, apply=False)
+    dense = ds.generate(llada, prompt_ids=PROMPTS, sampler=sampler)
+    assert observed.ids == dense.ids[:, 4:].tolist()
+    assert record(llada, PROMPTS, sampler, sparsity).ids != observed.ids
+    assert 0 < Statistics(observed.counts).curve("input", None, "all").density_overall < 1

@@ -207,20 +207,28 @@
     return `“${token.text}” (position ${place}): committed at step ${token.step}. ` + (average === undefined
       ? "Its mask has no earlier one to be compared with."
       : `Its ${chosen("site")} mask, all layers, overlaps with that of the ${stepName} before by ` +
-        `${average.toFixed(2)} on average, at worst ${d3.min(similar.filter((v) => v !== null)).toFixed(2)}.`);
+        average.toFixed(2) + (diffusion ? ` on average, at worst ${d3.min(similar.filter((v) => v !== null)).toFixed(2)}.` : "."));
   };
 
+  // A diffusion model's position has a history over the steps; an autoregressive token is one point among the others.
+  const historyOf = (tokens, site) => (diffusion ? tokens[current]?.similarity[site] ?? []
+    : tokens.map((token) => mean(token.similarity[site]) ?? null));
+
   const tokenHistory = (width) => {
-    const token = canvas()?.tokens[current];
-    const values = token?.similarity[chosen("site")] ?? [];
-    const rows = series(values).map(({ step, value }) => ({ step, Jaccard: value }));
+    const tokens = canvas()?.tokens ?? [];
+    const values = historyOf(tokens, chosen("site"));
+    const axis = diffusion ? "step" : "token";
+    const rows = series(values).map(({ step, value }) => ({ [axis]: step, Jaccard: value }));
+    const token = tokens[current];
+    const mark = !diffusion ? { at: current, text: "chosen" }
+      : token?.step >= 0 ? { at: token.step + 0.5, text: "committed" } : null;
     const node = frame(width, {
-      height: 200, x: { ...stepAxis(), label: "step →" }, y: { label: "↑ Jaccard", domain: unit, grid: true },
+      height: 200, x: { ...stepAxis(), label: `${axis} →` }, y: { label: "↑ Jaccard", domain: unit, grid: true },
       marks: [
-        ...(token && token.step >= 0 ? [
-          Plot.ruleX([token.step + 0.5], { stroke: "var(--second)", strokeDasharray: "4 3" }),
-          Plot.text([token.step + 0.5], { x: (d) => d, y: 1, dy: -9, text: () => "committed", fill: "var(--second)",
-            textAnchor: token.step > steps().length / 2 ? "end" : "start" })] : []),
+        ...(mark === null ? [] : [
+          Plot.ruleX([mark.at], { stroke: "var(--second)", strokeDasharray: "4 3" }),
+          Plot.text([mark.at], { x: (d) => d, y: 1, dy: -9, text: () => mark.text, fill: "var(--second)",
+            textAnchor: mark.at > steps().length / 2 ? "end" : "start" })]),
         line(values, "var(--first)"), ...dots(values, "var(--first)"), Plot.ruleY([0]),
       ],
     });
