@@ -38,6 +38,7 @@ def draw_losses(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     """Training and held-out loss (nats a token) over token positions seen, one pair of lines a run, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -46,12 +47,13 @@ def draw_losses(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
         colour = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")[number % 4]
         held = [(entry["tokens"], entry["held_out_loss"]) for entry in log if "held_out_loss" in entry]
         text = [(entry["tokens"], entry["losses"][0]) for entry in log]
-        axes.plot(*zip(*text, strict=True), color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(*zip(*text, strict=True), color=colour, alpha=0.3, linewidth=0.8, label=f"{name}, training")
         if held:
             axes.plot(*zip(*held, strict=True), color=colour, marker="o", markersize=3, label=f"{name}, held out")
     axes.set(xlabel="token positions seen", ylabel="loss (nats a token)")
     tops = [entry["losses"][0] for log in logs.values() for entry in log[len(log) // 50 :]]
     axes.set_ylim(bottom=min(tops) - 0.2, top=min(max(tops), min(tops) + 4.0))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend()
     axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
