@@ -2,8 +2,8 @@
 
     python benchmarks/drift_135m.py --model FOLDER --out benchmarks/results/drift_135m.json [--parts observed]
 
-Masks are measured twice: observed, while the model decodes dense, and applied. Parts are kept in the file one by one, so
-a long run may be split.
+Masks are measured twice: observed, while the model decodes dense, and applied. Parts are kept in the file one by one,
+so a long run may be split.
 
 The earlier figures: SmolLM2-135M adapted to LLaDA-style diffusion, 16 prompts, one block of 32 decoded one token a
 step, fp32. Drift and unions come from a first adaptation, reuse from a second with a little less data; this checkpoint

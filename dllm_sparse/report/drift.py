@@ -74,7 +74,10 @@ def drift_report(
     report = _empty_report(lm, config)
     _measure(report, lm, texts, sampler, sparsity, options, observers)
     if reuse and report["complete"]:
-        report["reuse"] = _reuse(lm, texts, sampler, sparsity, reuse, batch_size, chat, observers)
+        try:
+            report["reuse"] = _reuse(lm, texts, sampler, sparsity, reuse, batch_size, chat, observers)
+        except KeyboardInterrupt:
+            report["complete"] = False
     report["summary"] = summarise(report)
     report["seconds"] = round(time.perf_counter() - started, 2)
     if out is not None:

@@ -156,7 +156,7 @@ class DriftReport(TypedDict):
     model: dict[str, Any]
     config: dict[str, Any]
     prompts: list[str]
-    complete: bool  # false when interrupted: the prompts finished by then are reported
+    complete: bool  # false when interrupted: what was finished by then is reported
     variants: list[RuleVariant]
     reuse: list[ReuseValues]
     versions: dict[str, str | None]

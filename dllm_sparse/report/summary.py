@@ -35,7 +35,7 @@ def summarise(report: DriftReport) -> list[str]:
     main, kind = report["variants"][0], report["model"]["kind"]
     sentences = []
     if not report["complete"]:
-        sentences.append(f"Interrupted: only the first {len(report['prompts'])} prompts are reported.")
+        sentences.append(f"Interrupted: what was finished by then is reported, from {len(report['prompts'])} prompts.")
     sentences.append(_density(main, applied=report["config"]["apply"]))
     for site in site_names(main):
         curve = overall(main, site)

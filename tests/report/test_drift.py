@@ -106,7 +106,11 @@ def test_ctrl_c_keeps_the_prompts_that_are_done(llada, tmp_path):
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["complete"] is False
     assert found["prompts"] == ["5 6 7 8", "9 10 11"]
-    assert found["summary"][0] == "Interrupted: only the first 2 prompts are reported."
+    assert found["summary"][0] == "Interrupted: what was finished by then is reported, from 2 prompts."
+    with pytest.raises(KeyboardInterrupt):
+        ds.drift_report(llada, PROMPTS[:1], sampler, out=tmp_path, reuse=1, observers=(Interrupting(2),))
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert (found["complete"], found["prompts"], found["reuse"]) == (False, ["5 6 7 8"], [])
     with pytest.raises(KeyboardInterrupt):
         ds.drift_report(llada, PROMPTS, sampler, out=tmp_path / "none", observers=(Interrupting(1),))
     assert not (tmp_path / "none").exists()
@@ -148,3 +152,21 @@ def test_the_gain_follows_from_the_unions(report, llada):
         ffn = 3 * config.layers * config.width * config.ffn_width
         expected = forward / (forward - ffn + ffn * gain["ffn_bytes"])
         assert gain["forward_speedup"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_rule_that_keeps_everything_has_nothing_above_chance(llada, tmp_path):
+    sampler = ds.SamplerConfig(gen_length=4, block_length=4)
+    found = ds.drift_report(llada, PROMPTS[:2], sampler, ds.SparsityConfig(p=1.0), tmp_path)
+    curve = found["variants"][0]["curves"][0]
+    assert curve["density_overall"] == 1
+    assert set(curve["jaccard"]["micro"][1:]) == {1.0}
+    assert set(curve["jaccard"]["corrected"]) == {None}
+    assert curve["half_life"] is None
+
+
+@pytest.mark.parametrize("sites", ["up", "gate"])
+def test_every_site_makes_a_report(llada, tmp_path, sites):
+    sampler = ds.SamplerConfig(gen_length=4, block_length=4, threshold=0.1)
+    found = ds.drift_report(llada, PROMPTS[:2], sampler, ds.SparsityConfig(p=0.5, sites=sites), tmp_path, apply=False)
+    assert {curve["site"] for curve in found["variants"][0]["curves"]} == {sites}
+    assert "only observed" in found["summary"][0]
