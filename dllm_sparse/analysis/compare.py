@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dllm_sparse.analysis.bootstrap import Array, interval
+from dllm_sparse.analysis.critical import finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return asdict(self)
+        return {**asdict(self), "value": finite(self.value)}
 
 
 def difference(

@@ -19,7 +19,7 @@ from dllm_sparse.analysis.bootstrap import Array, interval
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """One critical sparsity with its interval (None where resamples are undefined)."""
+    """One critical sparsity with its interval. NaN and None where there is none: the dense score was 0."""
 
     value: float
     low: float | None
@@ -36,8 +36,16 @@ class Critical:
     bracket: tuple[float, float | None]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return asdict(self)
+        """JSON-ready values: NaN becomes None."""
+        values = asdict(self)
+        for reading in ("grid_max", "crossing"):
+            values[reading]["value"] = finite(values[reading]["value"])
+        return values
+
+
+def finite(value: float) -> float | None:
+    """The number, or None for NaN and infinities, which JSON does not have."""
+    return float(value) if np.isfinite(value) else None
 
 
 def retention(scores: Array, dense: Array, *, higher_is_better: bool = True) -> Array:

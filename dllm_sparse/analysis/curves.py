@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dllm_sparse.analysis.bootstrap import Array, ItemValues, interval, resample_counts
-from dllm_sparse.analysis.critical import Critical, critical, flags, retention
+from dllm_sparse.analysis.critical import Critical, critical, finite, flags, retention
 
 Average = Literal["element", "hook_mean"]
 AVERAGES: tuple[Average, ...] = ("element", "hook_mean")
@@ -65,7 +65,7 @@ class Curve:
                     "element": float(self.element[k]),
                     "hook_mean": float(self.hook_mean[k]),
                     "score": float(self.scores[k]),
-                    "kept": _finite(self.kept[k]),
+                    "kept": finite(self.kept[k]),
                     "kept_interval": interval(resampled[:, k]),
                 }
                 for k in range(len(self.p))
@@ -117,7 +117,3 @@ def average_curve(curves: Sequence[Curve]) -> Curve | None:
         items=sum(curve.items for curve in scored),
         chance=float(np.mean([curve.chance for curve in scored])),
     )
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

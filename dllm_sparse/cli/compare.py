@@ -141,7 +141,7 @@ def _published_lines(result: Comparison) -> list[str]:
     for model, sites in result.value.get("as_published", {}).items():
         for site, settings in sites.items():
             parts = [
-                f"{name} {100 * entry['crossing']:.1f} ({100 * entry['confound']:+.1f})"
+                f"{name} {sweep.percent(entry['crossing'])} ({sweep.percent(entry['confound'])})"
                 for name, entry in settings.items()
             ]
             lines.append(f"{model}, {site}, critical sparsity by setting (confound in points): {'; '.join(parts)}")

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dllm_sparse.analysis.bootstrap import resample_counts
+from dllm_sparse.analysis.bootstrap import Array, resample_counts
+from dllm_sparse.analysis.critical import finite, retention
 from dllm_sparse.evaluation.sweep import Sweep, dense, stacked
 from dllm_sparse.sparsity.config import SparsityConfig
 
@@ -23,7 +24,7 @@ def likelihood_noise(
 
     The seeds replace each task's own. Points are stored like any others.
     """
-    found: dict[str, list[np.ndarray[Any, Any]]] = {task.name: [] for task in sweep.tasks}
+    found: dict[str, list[Array]] = {task.name: [] for task in sweep.tasks}
     items: dict[str, tuple[float, float]] = {}
     for seed in seeds:
         seeded = sweep.with_seed(seed)
@@ -33,21 +34,26 @@ def likelihood_noise(
             found[task.name].append(values.scores())
             if task.name not in items:
                 drawn = values.scores(resample_counts(values.items, resamples, task.name))
-                items[task.name] = (float(drawn[:, 0].std()), float((drawn[:, 1] / drawn[:, 0]).std()))
+                items[task.name] = (float(drawn[:, 0].std()), float(_kept(drawn).std()))
     return {name: _summary(np.array(scores), *items[name]) for name, scores in found.items()}
 
 
-def _summary(scores: np.ndarray[Any, Any], item_sd: float, item_sd_kept: float) -> dict[str, Any]:
-    kept = scores[:, 1] / scores[:, 0]
+def _summary(scores: Array, item_sd: float, item_sd_kept: float) -> dict[str, Any]:
+    kept = _kept(scores)
     return {
         "seeds": len(scores),
         "dense_scores": scores[:, 0].tolist(),
         "seed_sd_dense": float(scores[:, 0].std(ddof=1)),
         "item_sd_dense": item_sd,
-        "kept": kept.tolist(),
-        "seed_sd_kept": float(kept.std(ddof=1)),
-        "item_sd_kept": item_sd_kept,
+        "kept": [finite(value) for value in kept],
+        "seed_sd_kept": finite(kept.std(ddof=1)),
+        "item_sd_kept": finite(item_sd_kept),
     }
+
+
+def _kept(scores: Array) -> Array:
+    """Second column over the first; NaN where that is 0."""
+    return retention(scores[:, 1:], scores[:, 0])[:, 0]
 
 
 def nearest_knob(points: Sequence[dict[str, Any]], crossing: float, average: str) -> float:

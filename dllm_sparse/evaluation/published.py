@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dllm_sparse.analysis.critical import Critical
+from dllm_sparse.analysis.critical import Critical, finite
 from dllm_sparse.evaluation.critical import SiteCurves, SweepPlan, site_curves
 from dllm_sparse.evaluation.sweep import Sweep
 from dllm_sparse.sparsity.config import SparsityConfig
@@ -57,10 +57,10 @@ def _entry(measured: Mapping[str, Critical], reference: Mapping[str, Critical], 
     crossing = measured[average].crossing
     return {
         "average": average,
-        "crossing": crossing.value,
+        "crossing": finite(crossing.value),
         "low": crossing.low,
         "high": crossing.high,
-        "grid_max": measured[average].grid_max.value,
+        "grid_max": finite(measured[average].grid_max.value),
         "censored": measured[average].censored,
-        "confound": crossing.value - reference["element"].crossing.value,
+        "confound": finite(crossing.value - reference["element"].crossing.value),
     }

