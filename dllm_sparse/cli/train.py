@@ -75,10 +75,10 @@ def train(
     output = Output(as_json=json, quiet=quiet)
     sizes = {"model_width": width, "model_layers": layers, "model_heads": heads, "model_ffn_width": ffn_width}
     chosen = load_recipe(recipe, steps=steps, seed=seed, model_activation=activation, **sizes)
-    prepared = _prepared(chosen, corpus, data or out / "data", output)
     gpu = device != "cpu" and torch.cuda.is_available()
+    prepared = _prepared(chosen, corpus, data or out / "data", output, cpu=not gpu)
     trainer = Trainer(chosen, objective, prepared, out, cpu=not gpu, compiled=gpu if compiled is None else compiled)
-    if trainer.step:
+    if trainer.step and trainer.main_process:
         output.say(f"resuming at step {trainer.step} of {chosen.steps}")
     with _display(output, chosen.steps, trainer.step) as report:
         trainer.run(report)
@@ -87,13 +87,14 @@ def train(
         output.json({"files": [str(path) for path in files]}) if json else output.paths(files)
 
 
-def _prepared(recipe: Recipe, corpus: Path | None, folder: Path, output: Output) -> Prepared:
+def _prepared(recipe: Recipe, corpus: Path | None, folder: Path, output: Output, *, cpu: bool) -> Prepared:
     """The prepared data, made by one process while the others wait."""
     from accelerate import PartialState
 
     from dllm_sparse.training.data import load_prepared, prepare, prepared_for
 
-    with PartialState().local_main_process_first():
+    # The first state of a process is the one all others share, so it must know the device.
+    with PartialState(cpu=cpu).local_main_process_first():
         if not prepared_for(recipe, folder):
             if corpus is None:
                 raise UsageError(f'{folder} holds no prepared data yet; give --corpus FILE (lines of {{"text": ...}})')

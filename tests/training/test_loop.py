@@ -23,6 +23,12 @@ from dllm_sparse.training.recipe import Recipe, load_recipe
 from dllm_sparse.types import Kind, UsageError
 
 KINDS: tuple[Kind, ...] = ("diffusion", "autoregressive")
+PROGRAM = "import typer; from dllm_sparse.cli.train import train; typer.run(train)"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def options(data: Path, out: Path) -> list[str]:
+    return ["--data", str(data), "--out", str(out), "--device", "cpu", "-q"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -80,10 +86,8 @@ def test_another_recipe_does_not_resume(run: Trainer, recipe_file: Path, prepare
 def test_kill_loses_at_most_one_interval(
     recipe_file: Path, data_folder: Path, prepared: Prepared, tmp_path: Path
 ) -> None:
-    program = "import typer; from dllm_sparse.cli.train import train; typer.run(train)"
-    options = ["--steps", "100000", "--data", str(data_folder), "--out", str(tmp_path), "--device", "cpu", "-q"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", program, str(recipe_file), *options], env=environment)
+    command = [sys.executable, "-c", PROGRAM, str(recipe_file), "--steps", "100000"]
+    process = subprocess.Popen([*command, *options(data_folder, tmp_path)], env=ENVIRONMENT)
     try:
         deadline = time.monotonic() + 60
         while len(read_log(tmp_path / "log.jsonl")) < 2 and time.monotonic() < deadline:
@@ -99,6 +103,23 @@ def test_kill_loses_at_most_one_interval(
     assert resumed.step == int(found.name.removeprefix("step-")) >= reached - 20
     assert all(torch.isfinite(value).all() for value in load_file(found / "model.safetensors").values())
     assert read_log(tmp_path / "log.jsonl")[-1]["step"] <= resumed.step
+
+
+def test_two_processes_train_the_same_model(
+    recipe: Recipe, recipe_file: Path, prepared: Prepared, data_folder: Path, tmp_path: Path
+) -> None:
+    """Each process takes every second row; the averaged gradient is that of the whole batch, up to rounding."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
+    command = [*launcher, str(recipe_file), *options(data_folder, tmp_path / "two")]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(tmp_path / "two" / name) for name in ("model", "loss.png", "log.jsonl")]
+    alone = Trainer(recipe, "diffusion", prepared, tmp_path / "one", cpu=True)
+    alone.run()
+    trained = load_file(tmp_path / "two" / "checkpoints" / "step-00000040" / "model.safetensors")
+    assert all(torch.allclose(value, trained[name], atol=1e-5) for name, value in alone.transformer.named_parameters())
 
 
 def test_learning_rate(recipe: Recipe) -> None:
