@@ -79,6 +79,7 @@ def compare(
     average: Average = "element",
     resamples: int = 1000,
     allow_code: bool = False,
+    points: str | Path | None = None,
     processes: Processes | None = None,
     watcher: Watcher | None = None,
 ) -> Comparison:
@@ -97,7 +98,7 @@ def compare(
     workload = Workload.load(tasks, limit=limit, scoring=scoring, sampler=sampler, allow_code=allow_code)
     processes, watcher = processes or Processes(), watcher or Silent()
     watcher.planned(planned_points(plan, base.rule, len(workload.tasks), len(wanted)) * len(chosen))
-    store = PointStore(points_folder(out))
+    store = PointStore(points_folder(out, points))
     sweeps = {
         name: Sweep(lm, workload.tasks, settings=workload.settings, store=store, processes=processes, watcher=watcher)
         for name, lm in chosen.items()

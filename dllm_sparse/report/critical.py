@@ -67,6 +67,7 @@ def critical_sparsity(
     resamples: int = 1000,
     protocol: str | None = None,
     allow_code: bool = False,
+    points: str | Path | None = None,
     processes: Processes | None = None,
     watcher: Watcher | None = None,
 ) -> CriticalReport:
@@ -74,8 +75,8 @@ def critical_sparsity(
 
     `sites`: one, several, or "all". `grid`: values of p besides the dense run; None is the paper's 26 points, `search`
     needs at most 8. `sparsity` gives rule, scope and the like (its p and sites are replaced). `limit` uses the first N
-    items of each task. With `out`, points are stored there as they finish (the same call resumes) and JSON, CSV, PNG
-    and HTML are written. Raises UsageError, TaskDataMissing.
+    items of each task. With `out`, points are stored there (or under `points`) as they finish, so that the same call
+    resumes, and JSON, CSV, PNG and HTML are written. Raises UsageError, TaskDataMissing.
     """
     started = time.perf_counter()
     plan = SweepPlan(
@@ -97,7 +98,7 @@ def critical_sparsity(
         lm,
         workload.tasks,
         settings=workload.settings,
-        store=PointStore(points_folder(out)),
+        store=PointStore(points_folder(out, points)),
         processes=processes,
         watcher=watcher,
     )

@@ -115,6 +115,8 @@ def record(workload: Workload, plan: SweepPlan, base: SparsityConfig, models: Ma
     }
 
 
-def points_folder(out: str | Path | None) -> Path | None:
-    """Where finished points live under a result folder."""
+def points_folder(out: str | Path | None, points: str | Path | None = None) -> Path | None:
+    """Where finished points live: the folder given, else under the result folder."""
+    if points is not None:
+        return Path(points)
     return None if out is None else Path(out) / "points"

@@ -22,7 +22,7 @@ def scoped_mask(v: Tensor, p: float, config: SparsityConfig, context: StepContex
         return _rule_mask(score, p, config)
     real = context.token_class != TokenClass.PADDING
     shared = _sequence_mask if config.scope == "sequence" else _group_mask
-    return shared(score, p, config, real) & (score != 0)
+    return shared(score, p, config, real) & (score != 0) & real.unsqueeze(-1)
 
 
 def _rule_mask(score: Tensor, p: float, config: SparsityConfig) -> Tensor:
@@ -37,15 +37,13 @@ def _rule_mask(score: Tensor, p: float, config: SparsityConfig) -> Tensor:
 
 def _sequence_mask(score: Tensor, p: float, config: SparsityConfig, real: Tensor) -> Tensor:
     """The rule over all real tokens of a batch row at once; padding keeps nothing."""
+    if config.rule == "top_p":
+        # Zeros add no mass and are dropped by the caller, so padded rows need no loop.
+        return flattened_top_p_mask(score.masked_fill(~real.unsqueeze(-1), 0.0), p)
     keep = torch.zeros_like(score, dtype=torch.bool)
     for row, counted in enumerate(real):
         values = score[row, counted]
-        if not len(values):
-            continue
-        if config.rule == "top_p":
-            keep[row, counted] = flattened_top_p_mask(values, p)
-        else:
-            keep[row, counted] = _rule_mask(values.flatten(), p, config).view(values.shape)
+        keep[row, counted] = _rule_mask(values.flatten(), p, config).view(values.shape)
     return keep
 
 
