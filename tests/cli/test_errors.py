@@ -168,7 +168,8 @@ def test_interrupt_exits_130(toy: Path) -> None:
 
 
 def test_a_reader_that_leaves_is_no_failure_to_shout_about() -> None:
-    process = subprocess.Popen([*ENTRY, "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # buffered, as usual
+    process = subprocess.Popen([*ENTRY, "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None
     process.stdout.close()
     process.stdout = None

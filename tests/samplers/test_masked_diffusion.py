@@ -32,12 +32,16 @@ def run(lm: ds.LanguageModel, ids: Tensor, mask: Tensor | None = None, **options
     )
 
 
-def plain_llada(lm: ds.LanguageModel, prompt: Tensor, mask: Tensor, config: ds.SamplerConfig) -> Tensor:
-    """LLaDA's sampler as its paper and code state it: whole sequences, whole softmaxes, no short cuts."""
+def plain_llada(lm: ds.LanguageModel, prompt: Tensor, mask: Tensor, config: ds.SamplerConfig) -> tuple[Tensor, Tensor]:
+    """LLaDA's sampler as its paper and code state it: whole sequences, whole softmaxes, no short cuts.
+
+    Returns ids [B, L] and the step that committed each generated position.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     x = torch.cat((prompt, torch.full((len(prompt), config.gen_length), MASK)), dim=1)
     mask = torch.cat((mask, torch.ones(len(prompt), config.gen_length, dtype=torch.int64)), dim=1)
     given_at_start = x != MASK
+    when = torch.full_like(x, -1)
     for block in range(config.blocks):
         end = prompt.shape[1] + (block + 1) * config.block_length
         inside = x[:, end - config.block_length : end] == MASK
@@ -67,7 +71,8 @@ def plain_llada(lm: ds.LanguageModel, prompt: Tensor, mask: Tensor, config: ds.S
             for row, quota in enumerate(quotas):
                 chosen = confidence[row].topk(quota[step]).indices
                 x[row, chosen] = tokens[row, chosen]
-    return x
+                when[row, chosen] = block * config.steps_per_block + step
+    return x, when[:, prompt.shape[1] :]
 
 
 options = st.fixed_dictionaries(
@@ -92,7 +97,9 @@ def test_the_loop_is_llada_restated(values: dict[str, Any], prompts: list[Tensor
     ids, mask = left_padded(prompts, pad=EOS)
     config = ds.SamplerConfig(gen_length=12, **values)
     out = run(lm, ids, mask, gen_length=12, **values)
-    assert torch.equal(out.ids, plain_llada(lm, ids, mask, config))
+    expected, when = plain_llada(lm, ids, mask, config)
+    assert torch.equal(out.ids, expected)
+    assert torch.equal(out.commit_step, when)
     assert out.forward_passes == config.steps
 
 
@@ -132,9 +139,14 @@ def test_every_mask_is_committed_once_and_the_prompt_never_changes(
     assert seen.steps[-1][0].fraction <= 1.0
 
 
+RULES: tuple[dict[str, float], ...] = ({}, {"threshold": 0.3}, {"factor": 1.5}, {"cfg_scale": 1.5})
+
+
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("rule", [{}, {"threshold": 0.3}, {"factor": 1.5}, {"cfg_scale": 1.5}])
-@pytest.mark.parametrize("sparsity", [None, "token", "group", "sequence"])
+@pytest.mark.parametrize(
+    ("rule", "sparsity"),
+    [*((rule, None) for rule in RULES), *(({}, scope) for scope in ("token", "group", "sequence"))],
+)
 def test_a_left_padded_batch_equals_its_prompts_alone(cache: Any, rule: dict[str, float], sparsity: Any) -> None:
     lm = tiny_lm(seed=1)
     config = None if sparsity is None else ds.SparsityConfig(p=0.7, scope=sparsity, group_size=4)
@@ -222,6 +234,32 @@ def test_eos_flags() -> None:
     other = int(dense[dense != EOS][0])
     own = run(lm, prompt, logits_eos_inf=True, eos_token_id=other, **values).ids[0, width:]
     assert not (own == other).any()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_confidence_flag_spares_eos_at_a_temperature_as_published(temperature: float, seed: int) -> None:
+    lm, prompt = eos_lover(), PROMPTS[0][None]
+    values = {"gen_length": 12, "block_length": 12, "temperature": temperature, "seed": seed}
+    config = ds.SamplerConfig(confidence_eos_eot_inf=True, logits_eos_inf=False, **values)  # type: ignore[arg-type]
+    lm.transformer.head.weight[EOS] *= 1.3
+    out = run(lm, prompt, confidence_eos_eot_inf=True, **values)
+    ids, when = plain_llada(lm, prompt, torch.ones_like(prompt), config)
+    assert torch.equal(out.ids, ids)
+    assert torch.equal(out.commit_step, when)
+    assert temperature == 0 or (out.ids == EOS).any()
+
+
+@pytest.mark.parametrize("length", [1, 7, 30])
+def test_equal_confidences_are_decided_as_the_plain_loop_decides_them(length: int) -> None:
+    """All logits are 0, so all confidences are equal: which ones topk takes depends on the width of its row."""
+    lm, prompt = tiny_lm(), random_ids(1, length)
+    lm.transformer.head.weight.zero_()
+    values = {"gen_length": 48, "block_length": 12, "steps": 16}
+    out = run(lm, prompt, **values)
+    ids, when = plain_llada(lm, prompt, torch.ones_like(prompt), ds.SamplerConfig(**values))
+    assert torch.equal(out.ids, ids)
+    assert torch.equal(out.commit_step, when)
 
 
 def test_token_classes_follow_the_canvas() -> None:

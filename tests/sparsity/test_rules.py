@@ -79,6 +79,7 @@ def test_top_p_is_the_smallest_set_with_the_mass(v: Tensor, p: float) -> None:
 @given(vectors(), fractions)
 @example(torch.full((8,), 5e-324, dtype=torch.float64), 0.5)
 @example(torch.full((10,), 0.1), 0.3)
+@example(torch.ones(7), 0.5)  # three and a half of seven equal ones: four
 def test_trimmed_ties_keep_the_lowest_indices(v: Tensor, p: float) -> None:
     keep, trimmed = ds.top_p_mask(v, p), ds.top_p_mask(v, p, ties="trim")
     assert is_smallest_set(v, trimmed, p, "trim") or p == 1.0

@@ -181,6 +181,15 @@ def test_measured_sparsity_is_a_recount_of_the_masks(cfg_scale: float) -> None:
     assert out.sparsity_report["sparsity"] == out.sparsity
 
 
+def test_masks_can_be_watched_without_being_applied() -> None:
+    lm, seen = tiny_lm(), Recorder()
+    dense = lm.logits(PROMPT)
+    with ds.sparsify(lm, ds.SparsityConfig(p=0.5), observers=[seen], apply=False) as handle:
+        assert torch.equal(lm.logits(PROMPT), dense)
+    assert all(torch.equal(keep, ds.top_p_mask(values, 0.5)) for _, values, keep, _ in seen.masks)
+    assert 0.3 < handle.sparsity["mean"] < 0.9
+
+
 def test_observers_change_nothing() -> None:
     lm = tiny_lm()
     for config in (None, ds.SparsityConfig(p=0.5)):
