@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from dllm_sparse.report.drift_tables import TOKENS, gain_table, reuse_section, rules_section
 from dllm_sparse.report.html import (
     CHARTS,
     Section,
@@ -17,17 +19,9 @@ from dllm_sparse.report.html import (
     table,
     text,
 )
-from dllm_sparse.report.schema import DriftReport, Exploitable, RuleVariant
-from dllm_sparse.report.summary import decimals, overall, percent, site_names
+from dllm_sparse.report.schema import DriftReport
+from dllm_sparse.report.summary import site_names
 
-_TOKENS = {
-    "response": "generated positions",
-    "masked": "still masked",
-    "committed": "just committed",
-    "decoded": "decoded earlier",
-    "prompt": "prompt",
-    "all": "all positions",
-}
 _MEANINGS = {
     "Mask": "the channels of a site that the rule keeps for one token. Sites: input is the FFN's input after the norm, "
     "intermediate is gate times up.",
@@ -54,11 +48,28 @@ def drift_page(report: DriftReport) -> str:
     bar = Section("controls", "", _controls(report))
     sections = [_summary(report), bar, _over_steps(report), _layers(report), _unions(report), _movement(report)]
     sections += [_lags(report)] if any(variant["lags"] for variant in report["variants"]) else []
-    sections += [_rules(report)] if len(report["variants"]) > 1 else []
-    sections += [_reuse(report)] if report["reuse"] else []
+    sections += [rules_section(report)] if len(report["variants"]) > 1 else []
+    sections += [reuse_section(report)] if report["reuse"] else []
     sections += [_canvas(report), _definitions(), _settings(report)]
     scripts = (*CHARTS, "drift.js")
-    return page("How the active sets move", subtitle, sections, {"report": report}, scripts, styles=("drift.css",))
+    return page(
+        "How the active sets move", subtitle, sections, {"report": _drawn(report)}, scripts, styles=("drift.css",)
+    )
+
+
+def _drawn(report: DriftReport) -> dict[str, Any]:
+    """What the charts are drawn from: the report without the lists no chart needs, which keeps the page small."""
+    variants = []
+    for variant in report["variants"]:
+        curves = [dict(curve) for curve in variant["curves"]]
+        for curve in curves:
+            del curve["count"], curve["density"]
+            for key in ("jaccard", "drift"):
+                lists: dict[str, Any] = curve[key]  # type: ignore[assignment]
+                curve[key] = {name: values for name, values in lists.items() if name != "corrected"}
+        parts = {name: variant[name] for name in ("scope", "steps", "unions", "lags", "canvases")}
+        variants.append(parts | {"curves": curves})
+    return {"model": report["model"], "variants": variants}
 
 
 def _summary(report: DriftReport) -> Section:
@@ -75,7 +86,7 @@ def _controls(report: DriftReport) -> str:
         *([select("rule", "Rule", rules)] if len(rules) > 1 else []),
         select("site", "Site", [(site, site) for site in site_names(main)]),
         select("layer", "Layer", layers),
-        select("tokens", "Tokens", [(name, _TOKENS[name]) for name in present]),
+        select("tokens", "Tokens", [(name, TOKENS[name]) for name in present]),
     )
 
 
@@ -102,18 +113,7 @@ def _layers(report: DriftReport) -> Section:
 
 def _unions(report: DriftReport) -> Section:
     what = "the tokens of the active block" if report["model"]["kind"] == "diffusion" else "the tokens of the prompt"
-    several = len(report["variants"]) > 1
-    listed = [gain["tokens"] for gain in report["variants"][0]["exploitable"]]
-    whole_listed = report["model"]["kind"] == "diffusion" and report["config"]["sampler"]["block_length"] in listed
-    headers = [*(["Mask per"] if several else []), "Tokens T", "FFN bytes read", "FFN faster", "Forward faster"]
-    rows = [
-        [*([variant["scope"]] if several else []), *_gain(gain)]
-        for variant in report["variants"]
-        for gain in variant["exploitable"]
-        if gain["tokens"] or not whole_listed
-    ]
-    caption = "The best possible gain of a memory-bound forward of T tokens, all layers."
-    exploitable = table(headers, rows, caption)
+    exploitable = gain_table(report)
     body = paragraph(
         f"A forward of T tokens reads a channel's weights if any of them needs it. T neighbours among {what}, all "
         "steps pooled. The difference to the dashed line is what neighbours share.",
@@ -122,16 +122,6 @@ def _unions(report: DriftReport) -> Section:
     return Section(
         "unions", "What a forward can skip", body + columns(figure("unions", "Union of T masks."), exploitable)
     )
-
-
-def _gain(gain: Exploitable) -> list[object]:
-    tokens = gain["tokens"] or "all"
-    return [
-        tokens,
-        percent(gain["ffn_bytes"]),
-        f"{decimals(gain['ffn_speedup'])}x",
-        f"{decimals(gain['forward_speedup'])}x",
-    ]
 
 
 def _movement(report: DriftReport) -> Section:
@@ -150,67 +140,6 @@ def _movement(report: DriftReport) -> Section:
 def _lags(report: DriftReport) -> Section:
     caption = "A token's mask against its own mask some steps earlier, at the later step."
     return Section("lags", "Snapshots", figure("lags", caption))
-
-
-def _rules(report: DriftReport) -> Section:
-    headers = ["Site", "One mask per", "Kept", "Jaccard", "Chance", "Above chance", "Drift at the end", "Half-life"]
-    rows = [
-        _rule_row(site, variant, tokens)
-        for tokens in ("response", "all")
-        for site in site_names(report["variants"][0])
-        for variant in report["variants"]
-    ]
-    note = paragraph(
-        "The same p under each rule. One mask per sequence is the published LLaDA code: the largest values of all "
-        "positions together, so positions with large values take channels from the others, and the prompt, which does "
-        "not change, counts too. Published figures pool all positions.",
-        "note",
-    )
-    return Section("rules", "Rules side by side", note + table(["Tokens", *headers], rows))
-
-
-def _rule_row(site: str, variant: RuleVariant, tokens: str) -> list[object]:
-    curve = overall(variant, site, tokens)
-    if curve is None:
-        return [_TOKENS[tokens], site, variant["scope"], *["-"] * 6]
-    pooled, half = curve["jaccard_overall"], curve["half_life"]
-    drift = [value for value in curve["drift"]["micro"] if value is not None]
-    values = (pooled["micro"], pooled["chance"], pooled["corrected"], drift[-1])
-    end = "never" if half is None else f"{half:.1f} steps"
-    return [_TOKENS[tokens], site, variant["scope"], percent(curve["density_overall"]), *map(decimals, values), end]
-
-
-def _reuse(report: DriftReport) -> Section:
-    headers = [
-        "Variant",
-        "FFN work",
-        "Selections",
-        "KL (nats)",
-        "Same token",
-        "Same position",
-        "Final tokens",
-        "Identical",
-    ]
-    rows = [
-        [
-            row["variant"],
-            percent(row["ffn_work"]),
-            "-" if row["selections"] is None else percent(row["selections"]),
-            decimals(row["kl"], 4),
-            percent(row["token_agreement"]),
-            "-" if row["position_agreement"] is None else percent(row["position_agreement"]),
-            percent(row["tokens_equal"]),
-            percent(row["exact_match"]),
-        ]
-        for row in report["reuse"]
-    ]
-    note = paragraph(
-        "Against dense decoding. FFN work: share of the dense multiply-adds done. Selections: share of the steps that "
-        "choose masks anew. KL, same token and same position follow the dense trajectory step by step; the last two "
-        "columns compare whole generations decoded freely: equal tokens, and prompts whose text is identical.",
-        "note",
-    )
-    return Section("reuse", "Reuse across steps", note + table(headers, rows))
 
 
 def _canvas(report: DriftReport) -> Section:

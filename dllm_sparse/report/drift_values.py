@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from dllm_sparse.analysis.drift import Curve, Similarity, Statistics, Union, ratio
+from dllm_sparse.analysis.drift import Curve, Lag, Similarity, Statistics, Union, ratio
 from dllm_sparse.analysis.exploitable import ffn_speedup
 from dllm_sparse.analysis.masks import Floats
 from dllm_sparse.analysis.recording import Prompts, Recording
@@ -30,7 +30,7 @@ from dllm_sparse.sparsity.config import SparsityConfig
 CANVASES = 4
 """Canvases kept in a report; every prompt counts in the statistics."""
 
-_DIGITS = 5
+_DIGITS = 4
 
 
 def variant_values(lm: LanguageModel, sparsity: SparsityConfig, recording: Recording, prompts: Prompts) -> RuleVariant:
@@ -142,18 +142,28 @@ def _exploitable(unions: Sequence[Union], config: TransformerConfig) -> list[Exp
 
 
 def _lags(statistics: Statistics, groups: Sequence[str]) -> list[LagValues]:
-    return [
-        {
-            "site": lag.site,
-            "layer": lag.layer,
-            "tokens": lag.tokens,
-            "delta": lag.delta,
-            "similarity": _similarity(lag.similarity),
-        }
+    found = (
+        _lag(lag)
         for name, layer in statistics.selections()
         for tokens in groups
         for lag in statistics.lags(name, layer, tokens)
-    ]
+    )
+    return [lag for lag in found if lag["steps"]]
+
+
+def _lag(lag: Lag) -> LagValues:
+    """Only the steps that had a snapshot to be compared with."""
+    values = _similarity(lag.similarity)
+    steps = [step for step, value in enumerate(values["micro"]) if value is not None]
+    kept = {name: [line[step] for step in steps] for name, line in values.items()}  # type: ignore[index]
+    return {
+        "site": lag.site,
+        "layer": lag.layer,
+        "tokens": lag.tokens,
+        "delta": lag.delta,
+        "steps": steps,
+        "similarity": kept,  # type: ignore[typeddict-item]
+    }
 
 
 def _canvases(lm: LanguageModel, recording: Recording, prompts: Prompts) -> list[Canvas]:

@@ -86,12 +86,13 @@ class Exploitable(TypedDict):
 
 
 class LagValues(TypedDict):
-    """Similarity to the masks `delta` steps earlier, the later step indexing the lists."""
+    """Similarity to the masks `delta` steps earlier, at the later `steps`."""
 
     site: str
     layer: int | None
     tokens: str
     delta: int
+    steps: list[int]
     similarity: SimilarityValues
 
 

@@ -145,13 +145,13 @@ def test_the_gain_follows_from_the_unions(report, llada):
             for found in variant["unions"]
             if found["layer"] is None and found["tokens"] == gain["tokens"]
         }
-        assert gain["ffn_bytes"] == pytest.approx((2 * union["input"] + union["intermediate"]) / 3, abs=2e-5)
-        assert gain["ffn_speedup"] == pytest.approx(1 / gain["ffn_bytes"], abs=1e-4)
+        assert gain["ffn_bytes"] == pytest.approx((2 * union["input"] + union["intermediate"]) / 3, abs=2e-4)
+        assert gain["ffn_speedup"] == pytest.approx(1 / gain["ffn_bytes"], rel=1e-3)
         config = replace(llada.config, tied=False)
         forward = config.parameters - config.vocab_size * config.width
         ffn = 3 * config.layers * config.width * config.ffn_width
         expected = forward / (forward - ffn + ffn * gain["ffn_bytes"])
-        assert gain["forward_speedup"] == pytest.approx(expected, abs=1e-4)
+        assert gain["forward_speedup"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_rule_that_keeps_everything_has_nothing_above_chance(llada, tmp_path):

@@ -33,15 +33,17 @@
   const dots = (values, colour) =>
     series(values).length < 24 ? [Plot.dot(series(values), { x: "step", y: "value", fill: colour, r: 2.5 })] : [];
 
+  const aboveChance = (value, chance) => (chance < 1 ? (value - chance) / (1 - chance) : null);
+
   const similarity = (key) => (width) => {
     const found = curve();
-    const values = found?.[key] ?? { micro: [], token_mean: [], chance: [], low: [], high: [], corrected: [] };
+    const values = found?.[key] ?? { micro: [], token_mean: [], chance: [], low: [], high: [] };
     const band = values.low.map((low, step) => ({ step, low, high: values.high[step] })).filter((b) => b.low !== null);
     const half = key === "drift" && diffusion ? found?.half_life ?? null : null;
     const rows = series(values.micro).map(({ step }) => ({
       [stepName]: step, "Jaccard (micro)": values.micro[step], "95 % low": values.low[step],
       "95 % high": values.high[step], "token mean": values.token_mean[step], chance: values.chance[step],
-      "above chance": values.corrected[step],
+      "above chance": aboveChance(values.micro[step], values.chance[step]),
     }));
     const node = frame(width, {
       x: stepAxis(), y: { label: "↑ Jaccard", domain: unit, grid: true },
@@ -176,8 +178,8 @@
   const lags = (width) => {
     const found = variant().lags.filter((lag) => lag.site === chosen("site") && lag.layer === layer() &&
       lag.tokens === chosen("tokens"));
-    const points = found.flatMap((lag, place) => series(lag.similarity.micro)
-      .map((point) => ({ ...point, delta: lag.delta, place })));
+    const points = found.flatMap((lag, place) => lag.steps
+      .map((step, at) => ({ step, value: lag.similarity.micro[at], delta: lag.delta, place })));
     const node = frame(width, {
       x: stepAxis(), y: { label: "↑ Jaccard", domain: unit, grid: true },
       marks: [
