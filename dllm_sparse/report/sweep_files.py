@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dllm_sparse.files import write_json, write_text
+from dllm_sparse.report.sweep_page import sweep_page
 from dllm_sparse.report.sweep_plots import plot_curves
+from dllm_sparse.report.sweep_results import results_by_model
 
 
 def write_sweep(
@@ -25,6 +27,7 @@ def write_sweep(
         write_csv(out / f"{name}.csv", rows),
         write_csv(out / "points.csv", list(point_rows(value))),
         *plot_curves(value, out),
+        write_text(out / f"{name}.html", sweep_page(name, value, rows)),
         write_json(out / "run.json", {"date": datetime.now(UTC).isoformat(timespec="seconds"), **run}),
     ]
     return files
@@ -38,13 +41,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return write_text(path, text.getvalue())
-
-
-def results_by_model(value: Mapping[str, Any]) -> dict[str, Any]:
-    """{model: {site: result}} of either kind of value: one model's sweep or a comparison."""
-    if "model" in value:
-        return {str(value["model"]): value["results"]}
-    return dict(value["results"])
 
 
 def point_rows(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dllm_sparse.files import atomic_path
+from dllm_sparse.report.sweep_results import results_by_model
 
 # Okabe and Ito's colours, distinguishable without colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -20,8 +21,6 @@ def plot_curves(value: Mapping[str, Any], out: Path) -> list[Path]:
         from matplotlib.figure import Figure
     except ImportError:
         return []
-    from dllm_sparse.report.sweep_files import results_by_model
-
     by_model = results_by_model(value)
     sites = list(next(iter(by_model.values())))
     columns = min(len(sites), 3)

@@ -77,6 +77,7 @@ def program_passes(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
 def _lines(data_file: str | None) -> Iterator[str]:
     if data_file is None:
         raise FileNotFoundError("this task reads a file of yours: give it as NAME=FILE")
-    path = Path(data_file)
-    with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
-        yield from io.TextIOWrapper(file, encoding="utf-8")
+    content = Path(data_file).read_bytes()
+    if data_file.endswith(".gz"):
+        content = gzip.decompress(content)
+    yield from io.StringIO(content.decode("utf-8"))

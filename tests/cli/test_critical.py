@@ -1,0 +1,95 @@
+"""`critical-sparsity` and `compare` at the command line: answers, files, bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.evaluation.conftest import diffusion, llada_folder, llama_folder, task_folder  # noqa: F401 (fixtures)
+
+COMMON = ("--mc-num", "2", "--resamples", "100", "--device", "cpu", "--grid", "0.9,0.6")
+
+
+def test_one_model_prints_a_table_and_writes_files(
+    cli: Cli,
+    llada_folder: Path,  # noqa: F811
+    task_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    task = task_folder / "choice.yaml"
+    answer = cli("critical-sparsity", "--model", llada_folder, "--tasks", task, *COMMON, "--out", tmp_path)
+    assert answer.code == 0, answer.stderr
+    assert "critical (element)" in answer.stdout
+    assert "choice all_inputs p=0.9" in answer.stderr
+    for name in ("critical-sparsity.json", "critical-sparsity.csv", "points.csv", "curves.png", "run.json"):
+        assert (tmp_path / name).stat().st_size > 0
+        assert str(tmp_path / name) in answer.stdout
+    page = (tmp_path / "critical-sparsity.html").read_text()
+    assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in page
+    with (tmp_path / "points.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["p"]) for row in rows] == [1.0, 0.9, 0.6]
+    assert all(0 <= float(row["sparsity_element"]) < 1 for row in rows)
+
+
+def test_json_is_one_object(cli: Cli, llada_folder: Path, task_folder: Path) -> None:  # noqa: F811
+    task = task_folder / "choice.yaml"
+    answer = cli("critical-sparsity", "--model", llada_folder, "--tasks", task, *COMMON, "--json")
+    assert answer.json["schema"] == "dllm-sparse/critical-sparsity@1"
+    assert answer.json["config"]["versions"]["dllm_sparse"]
+    assert answer.stderr == ""
+
+
+def test_compare_ends_with_a_verdict(
+    cli: Cli,
+    llada_folder: Path,  # noqa: F811
+    llama_folder: Path,  # noqa: F811
+    task_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    task = task_folder / "choice.yaml"
+    models = ("--diffusion", llada_folder, "--autoregressive", llama_folder)
+    answer = cli("compare", *models, "--tasks", task, *COMMON, "--as-published", "--out", tmp_path)
+    assert answer.code == 0, answer.stderr
+    assert "all_inputs: Not " in answer.stdout
+    assert "gate input dense" in answer.stdout
+    value = json.loads((tmp_path / "compare.json").read_text())
+    assert set(value["results"]) == {"llada", "llama"}
+    assert "As published" in (tmp_path / "compare.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tasks", "no/such.yaml"), "no task file"),
+        (("--grid", "a,b"), "--grid is"),
+        (("--grid", "1.5"), "p is 1.5"),
+        (("--mc-num", "0"), "mc_num 0"),
+        (("--protocol", "paper"), "unknown protocol"),
+        (("--sites", "nowhere"), "site 'nowhere' is unknown"),
+        (("--gen-length", "10", "--block-length", "4"), "try block_length"),
+    ],
+)
+def test_bad_options_exit_with_2(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
+    answer = cli("critical-sparsity", "--limit", "1", "--device", "cpu", *arguments)
+    assert answer.code == 2
+    assert message in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_missing_data_are_named(cli: Cli, tmp_path: Path) -> None:
+    answer = cli("critical-sparsity", "--tasks", f"wikitext2-local={tmp_path}/none.txt", "--device", "cpu")
+    assert answer.code == 1
+    assert "no file" in answer.stderr
+    assert "none.txt" in answer.stderr
+
+
+def test_programs_of_a_model_need_consent(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "h.jsonl").write_text('{"prompt": "def f():", "test": "", "entry_point": "f"}\n')
+    answer = cli("critical-sparsity", "--tasks", f"humaneval-local={tmp_path}/h.jsonl", "--device", "cpu")
+    assert answer.code == 2
+    assert "--confirm-run-unsafe-code" in answer.stderr
