@@ -12,6 +12,7 @@ from dllm_sparse.cli.critical_sparsity import critical_sparsity
 from dllm_sparse.cli.drift_report import drift_report
 from dllm_sparse.cli.generate import generate
 from dllm_sparse.cli.models import models
+from dllm_sparse.cli.train import train
 
 app = typer.Typer(
     name="dllm-sparse",
@@ -42,3 +43,4 @@ app.command()(drift_report)
 app.command()(critical_sparsity)
 app.command()(compare)
 app.command()(models)
+app.command()(train)

@@ -229,11 +229,25 @@ def _difference(missing: set[str], extra: list[str]) -> str:
 def _tokenizer(folder: Path, family: Family) -> Any:
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
-    from transformers import AutoTokenizer, PreTrainedConfig
-
     try:
+        if _is_plain_fast(folder):
+            # AutoTokenizer would load every model's configuration first, which takes two seconds.
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(str(folder))
+        from transformers import AutoTokenizer, PreTrainedConfig
+
         # transformers knows no diffusion family: an empty config keeps it from guessing at the folder's.
         config = PreTrainedConfig() if family.kind == "diffusion" else None
         return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a bare Exception on a corrupt file
         raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
+
+
+def _is_plain_fast(folder: Path) -> bool:
+    """True where tokenizer.json says everything: the folder names no class of its own."""
+    described = folder / "tokenizer_config.json"
+    if not (folder / "tokenizer.json").exists() or not described.exists():
+        return False
+    named = json.loads(described.read_text(encoding="utf-8")).get("tokenizer_class")
+    return named in ("PreTrainedTokenizerFast", "TokenizersBackend")
