@@ -69,6 +69,7 @@ def compare(
     from dllm_sparse.evaluation.processes import join, leave
     from dllm_sparse.models.loading import load
     from dllm_sparse.report.compare import compare as run
+    from dllm_sparse.report.setup import Workload
     from dllm_sparse.sparsity.config import SparsityConfig
 
     base = SparsityConfig(rule=rule, scope=scope, backend=backend)
@@ -85,13 +86,19 @@ def compare(
     sampler = sweep.task_sampler(gen_length, steps, block_length, seed)
     processes, own_device = join(device)
     output = Output(as_json=as_json, quiet=quiet or not processes.first)
+    workload = Workload.load(
+        sweep.split_list(tasks) or ["tiny-cloze"],
+        limit=limit,
+        scoring=scoring,
+        sampler=sampler,
+        allow_code=confirm_run_unsafe_code,
+    )
     models = [load(name, device=own_device, dtype=dtype) for name in named or ["tiny-diffusion", "tiny-ar"]]
     with sweep.SweepProgress(output, first=processes.first) as progress:
         result = run(
-            tasks=sweep.split_list(tasks) or ["tiny-cloze"],
+            tasks=workload,
             sites=sweep.split_list(sites),
             retain=retain,
-            limit=limit,
             out=out,
             models=models,
             grid=knobs,
@@ -99,11 +106,8 @@ def compare(
             published=as_published,
             noise_seeds=noise_seeds,
             sparsity=base,
-            scoring=scoring,
-            sampler=sampler,
             average=average,
             resamples=resamples,
-            allow_code=confirm_run_unsafe_code,
             processes=processes,
             watcher=progress,
         )

@@ -60,6 +60,7 @@ def critical_sparsity(
     from dllm_sparse.evaluation.processes import join, leave
     from dllm_sparse.models.loading import load
     from dllm_sparse.report.critical import critical_sparsity as run
+    from dllm_sparse.report.setup import Workload
     from dllm_sparse.sparsity.config import SparsityConfig
 
     base = SparsityConfig(rule=rule, scope=scope, group_size=group_size, score=score, backend=backend)
@@ -76,24 +77,28 @@ def critical_sparsity(
     sampler = sweep.task_sampler(gen_length, steps, block_length, seed)
     processes, own_device = join(device)
     output = Output(as_json=as_json, quiet=quiet or not processes.first)
+    # Tasks first: missing data are said before a large model is loaded.
+    workload = Workload.load(
+        names,
+        limit=limit,
+        scoring=scoring,
+        sampler=sampler,
+        published=protocol,
+        allow_code=confirm_run_unsafe_code,
+    )
     lm = load(model, device=own_device, dtype=dtype, revision=revision)
     with sweep.SweepProgress(output, first=processes.first) as progress:
         report = run(
             lm,
-            names,
-            sweep.split_list(sites),
-            knobs,
-            retain,
-            limit,
-            out,
+            workload,
+            sites=sweep.split_list(sites),
+            grid=knobs,
+            retain=retain,
+            out=out,
             search=search,
             sparsity=base,
-            scoring=scoring,
-            sampler=sampler,
             average=average,
             resamples=resamples,
-            protocol=protocol,
-            allow_code=confirm_run_unsafe_code,
             processes=processes,
             watcher=progress,
         )

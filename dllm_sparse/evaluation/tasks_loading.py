@@ -17,6 +17,10 @@ from dllm_sparse.evaluation.items import EvaluationTask
 from dllm_sparse.types import DllmSparseError, UsageError
 
 BUNDLED_TASKS = Path(__file__).parent / "tasks"
+_ADVICE = (
+    "Needed: the hub, or its cache under HF_HOME. Without it: the bundled tasks (tiny-cloze, tiny-infill, "
+    "tiny-skills), a task over your own file (--tasks gsm8k-local=FILE), or a YAML of yours (--tasks PATH.yaml)."
+)
 
 
 class TaskDataMissing(DllmSparseError):
@@ -51,11 +55,13 @@ def load_tasks(
     """
     if not specs:
         raise UsageError("no task given; try --tasks tiny-cloze")
-    manager = _Manager()
-    parsed = [spec if isinstance(spec, TaskSpec) else TaskSpec.parse(spec) for spec in specs]
-    tasks = []
-    for spec in parsed:
-        leaves = manager.leaves(spec)
+    manager, tasks, missing = _Manager(), [], []
+    for spec in (spec if isinstance(spec, TaskSpec) else TaskSpec.parse(spec) for spec in specs):
+        try:
+            leaves = manager.leaves(spec)
+        except TaskDataMissing as error:
+            missing.append(str(error))
+            continue
         for leaf in leaves:
             if getattr(leaf, "UNSAFE_CODE", False) and not allow_code:
                 raise UsageError(
@@ -66,6 +72,8 @@ def load_tasks(
             for leaf in leaves:
                 leaf.build_all_requests(limit=limit, rank=0, world_size=1)
         tasks.append(EvaluationTask(_title(spec, leaves), leaves, spec.metric))
+    if missing:
+        raise TaskDataMissing(f"data are missing. {' '.join(missing)} {_ADVICE}")
     names = [task.name for task in tasks]
     if len({*names}) < len(names):
         raise UsageError(f"a task is given twice: {', '.join(names)}")
@@ -109,7 +117,7 @@ class _Manager:
             raise UsageError(f"no task file {path}")
         metadata = {"data_file": str(Path(spec.data_file).resolve())} if spec.data_file else {}
         if spec.data_file and not Path(spec.data_file).is_file():
-            raise TaskDataMissing(f"task {spec.name}: no file {spec.data_file}")
+            raise TaskDataMissing(f"Task {spec.name!r}: no file {spec.data_file}.")
         if path is not None:
             source = manager(include_defaults=False, metadata=metadata)
             return self._load(source, str(path.resolve()), spec)
@@ -146,11 +154,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 def _missing(spec: TaskSpec, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"the data of task {spec.name!r} cannot be had: {reason}. Needed: network access to the hub (or its cache "
-        f"under HF_HOME); or a YAML of your own over local files (--tasks PATH.yaml), or a bundled task "
-        f"({', '.join(sorted(_bundled()))})"
-    )
+    return f"Task {spec.name!r}: {reason.rstrip('.')}."
 
 
 @contextlib.contextmanager

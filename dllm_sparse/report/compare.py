@@ -62,7 +62,7 @@ class Comparison:
 def compare(
     diffusion: LanguageModel | None = None,
     autoregressive: LanguageModel | None = None,
-    tasks: Sequence[str] = ("tiny-cloze",),
+    tasks: Sequence[str] | Workload = ("tiny-cloze",),
     sites: str | Sequence[str] = "all_inputs",
     retain: float = 0.99,
     limit: int | None = None,
@@ -95,7 +95,7 @@ def compare(
     chosen = _named([lm for lm in (diffusion, autoregressive, *models) if lm is not None])
     plan = SweepPlan(None if grid is None else tuple(map(float, grid)), search, retain, resamples, average)
     wanted, base = chosen_sites(sites), sparsity or SparsityConfig()
-    workload = Workload.load(tasks, limit=limit, scoring=scoring, sampler=sampler, allow_code=allow_code)
+    workload = Workload.of(tasks, limit=limit, scoring=scoring, sampler=sampler, allow_code=allow_code)
     processes, watcher = processes or Processes(), watcher or Silent()
     watcher.planned(planned_points(plan, base.rule, len(workload.tasks), len(wanted)) * len(chosen))
     store = PointStore(points_folder(out, points))

@@ -52,7 +52,7 @@ class CriticalReport:
 
 def critical_sparsity(
     lm: LanguageModel,
-    tasks: Sequence[str] = ("tiny-cloze",),
+    tasks: Sequence[str] | Workload = ("tiny-cloze",),
     sites: str | Sequence[str] = "all_inputs",
     grid: Sequence[float] | None = None,
     retain: float = 0.99,
@@ -73,6 +73,7 @@ def critical_sparsity(
 ) -> CriticalReport:
     """Sweeps p (or searches) at each site and finds the largest sparsity that keeps `retain` of the dense score.
 
+    `tasks`: names, or a Workload loaded before (limit, scoring, sampler and protocol are then its own).
     `sites`: one, several, or "all". `grid`: values of p besides the dense run; None is the paper's 26 points, `search`
     needs at most 8. `sparsity` gives rule, scope and the like (its p and sites are replaced). `limit` uses the first N
     items of each task. With `out`, points are stored there (or under `points`) as they finish, so that the same call
@@ -88,7 +89,7 @@ def critical_sparsity(
     )
     wanted = chosen_sites(sites)
     base = sparsity or SparsityConfig()
-    workload = Workload.load(
+    workload = Workload.of(
         tasks, limit=limit, scoring=scoring, sampler=sampler, published=protocol, allow_code=allow_code
     )
     processes = processes or Processes()

@@ -55,6 +55,11 @@ class Workload:
         settings = {task.name: _published_settings(entry, scoring) for task, entry in zip(loaded, entries, strict=True)}
         return cls(loaded, settings, limit, chosen)
 
+    @classmethod
+    def of(cls, tasks: Sequence[str] | Workload, **options: Any) -> Workload:
+        """The workload itself, or one loaded by `load`."""
+        return tasks if isinstance(tasks, Workload) else cls.load(tasks, **options)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {

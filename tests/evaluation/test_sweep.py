@@ -118,13 +118,13 @@ def test_two_processes_equal_one_bit_for_bit(
     diffusion: ds.LanguageModel, llada_folder: Path, task_folder: Path, tmp_path: Path
 ) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    sweep = [*arguments(llada_folder, task_folder, tmp_path / "two"), "--batch-tokens", "256"]
+    sweep = [*arguments(llada_folder, task_folder, tmp_path / "two"), "--grid", "0.8", "--batch-tokens", "256"]
     command = [*launcher, "-m", "dllm_sparse", *sweep]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     scoring = ScoringOptions(mc_num=4, batch_tokens=256)
-    run(diffusion, task_folder, tmp_path / "one", scoring=scoring)
+    run(diffusion, task_folder, tmp_path / "one", scoring=scoring, grid=[0.8])
     texts = [(tmp_path / name / "critical-sparsity.json").read_text() for name in ("two", "one")]
     assert texts[0] == texts[1]
 
