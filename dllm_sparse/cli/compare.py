@@ -69,7 +69,7 @@ def compare(
     from dllm_sparse.evaluation.processes import join, leave
     from dllm_sparse.models.loading import load
     from dllm_sparse.report.compare import compare as run
-    from dllm_sparse.report.setup import Workload
+    from dllm_sparse.report.workload import Workload
     from dllm_sparse.sparsity.config import SparsityConfig
 
     base = SparsityConfig(rule=rule, scope=scope, backend=backend)
@@ -136,6 +136,7 @@ def _answer(output: Output, result: Comparison, average: str) -> None:
     for line in [*sweep.plain_table(_HEADERS, rows), "", *result.verdicts, *_published_lines(result)]:
         output.answer(line)
     output.say(f"sparsity in % of entries ({average} average), 95 % intervals over items; {result.seconds:.0f} s")
+    output.say(f"{result.computed} points computed, {result.reused} taken from the store")
     output.paths(result.files)
 
 

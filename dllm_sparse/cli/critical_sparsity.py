@@ -60,7 +60,7 @@ def critical_sparsity(
     from dllm_sparse.evaluation.processes import join, leave
     from dllm_sparse.models.loading import load
     from dllm_sparse.report.critical import critical_sparsity as run
-    from dllm_sparse.report.setup import Workload
+    from dllm_sparse.report.workload import Workload
     from dllm_sparse.sparsity.config import SparsityConfig
 
     base = SparsityConfig(rule=rule, scope=scope, group_size=group_size, score=score, backend=backend)
@@ -127,4 +127,5 @@ def _answer(output: Output, report: CriticalReport) -> None:
     for line in sweep.plain_table(_HEADERS, rows):
         output.answer(line)
     output.say(f"sparsity in % of entries, 95 % intervals over items; {report.seconds:.0f} s")
+    output.say(f"{report.computed} points computed, {report.reused} taken from the store")
     output.paths(report.files)

@@ -18,8 +18,8 @@ from dllm_sparse.evaluation.published import as_published, published_settings
 from dllm_sparse.evaluation.store import PointStore
 from dllm_sparse.evaluation.sweep import Silent, Sweep, Watcher
 from dllm_sparse.report.critical import result_rows, run_facts
-from dllm_sparse.report.setup import Workload, chosen_sites, points_folder, record
 from dllm_sparse.report.sweep_files import write_sweep
+from dllm_sparse.report.workload import Workload, chosen_sites, points_folder, record
 from dllm_sparse.sparsity.config import Sites, SparsityConfig
 from dllm_sparse.types import UsageError
 
@@ -39,6 +39,8 @@ class Comparison:
     value: dict[str, Any]
     files: list[Path] = field(default_factory=list)
     seconds: float = 0.0
+    reused: int = 0  # points found in the store
+    computed: int = 0
 
     @property
     def verdicts(self) -> list[str]:
@@ -113,8 +115,9 @@ def compare(
     if noise_seeds:
         value["likelihood_noise"] = _noise(sweeps, plan, curves, noise_seeds)
     result = Comparison(curves, value, seconds=time.perf_counter() - started)
+    result.reused, result.computed = store.reused, store.computed
     if out is not None and processes.first:
-        run = run_facts(result.seconds, list(sweeps.values()), processes)
+        run = run_facts(result.seconds, store, processes)
         result.files = write_sweep(Path(out), "compare", value, result.rows(), run)
     processes.barrier()
     return result

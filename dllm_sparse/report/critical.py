@@ -13,8 +13,8 @@ from dllm_sparse.evaluation.critical import SiteCurves, SweepPlan, planned_point
 from dllm_sparse.evaluation.processes import Processes
 from dllm_sparse.evaluation.store import PointStore
 from dllm_sparse.evaluation.sweep import Silent, Sweep, Watcher
-from dllm_sparse.report.setup import Workload, chosen_sites, points_folder, record
 from dllm_sparse.report.sweep_files import write_sweep
+from dllm_sparse.report.workload import Workload, chosen_sites, points_folder, record
 from dllm_sparse.sparsity.config import SparsityConfig
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class CriticalReport:
     value: dict[str, Any]
     files: list[Path] = field(default_factory=list)
     seconds: float = 0.0
+    reused: int = 0  # points found in the store
+    computed: int = 0
 
     def critical(self, site: str, task: str | None = None, average: Average = "element") -> float:
         """Interpolated critical sparsity in [0, 1] of a site, for one task or the task average (None)."""
@@ -120,13 +122,12 @@ def critical_sparsity(
     return report
 
 
-def run_facts(seconds: float, sweeps: Sequence[Sweep], processes: Processes) -> dict[str, Any]:
+def run_facts(seconds: float, store: PointStore, processes: Processes) -> dict[str, Any]:
     """What differs between equal runs: time, reuse, processes."""
-    stores = {id(sweep.store): sweep.store for sweep in sweeps}.values()
     return {
         "seconds": seconds,
-        "points_reused": sum(store.reused for store in stores),
-        "points_computed": sum(store.computed for store in stores),
+        "points_reused": store.reused,
+        "points_computed": store.computed,
         "processes": processes.world,
     }
 

@@ -7,7 +7,7 @@ import pytest
 from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.protocols import PAPER_GRID, PROTOCOLS, QWEN_CRITICAL, protocol
 from dllm_sparse.evaluation.tasks_loading import TaskDataMissing
-from dllm_sparse.report.setup import Workload, _published_settings, _selected
+from dllm_sparse.report.workload import Workload, _published_settings, _selected
 from dllm_sparse.types import UsageError
 
 
