@@ -1,6 +1,7 @@
 """Drift, unions and reuse of a 135M masked-diffusion model, beside figures measured earlier on a sister checkpoint.
 
     python benchmarks/drift_135m.py --model FOLDER --out benchmarks/results/drift_135m.json [--parts observed]
+    ... --parts long --texts CORPUS.jsonl.xz    # the same with prompts of 64 tokens, cut from longer texts
 
 Masks are measured twice: observed, while the model decodes dense, and applied. Parts are kept in the file one by one,
 so a long run may be split.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +26,7 @@ import torch
 import dllm_sparse as ds
 from dllm_sparse.analysis.drift import Statistics
 from dllm_sparse.analysis.prompts import bundled_prompts
-from dllm_sparse.analysis.recording import record
+from dllm_sparse.analysis.recording import Prompts, record
 from dllm_sparse.analysis.reuse import measure_reuse
 from dllm_sparse.generation import encode
 from dllm_sparse.types import SiteName
@@ -49,7 +51,7 @@ APPLIED = (("intermediate", 0.9), ("intermediate", 0.8), ("input", 0.9))
 SAMPLER = ds.SamplerConfig(gen_length=32, block_length=32)
 
 
-def statistics(lm: ds.LanguageModel, prompts: Sequence[str], config: ds.SparsityConfig, apply: bool) -> dict[str, Any]:
+def statistics(lm: ds.LanguageModel, prompts: Prompts, config: ds.SparsityConfig, apply: bool) -> dict[str, Any]:
     """Similarity, drift, unions and movement of the config's sites, all layers pooled, with the range over layers."""
     found = Statistics(record(lm, prompts, SAMPLER, config, batch_size=4, apply=apply).counts)
     return {f"{site} {config.p:g}": site_statistics(found, site) for site in config.site_names}
@@ -101,6 +103,21 @@ def reuse(lm: ds.LanguageModel, prompts: Sequence[str]) -> dict[str, Any]:
     return {"prompts": 4, "0.9": [asdict(row) for row in rows], "0.95": [asdict(row) for row in sharper]}
 
 
+def long(lm: ds.LanguageModel, texts: Path) -> dict[str, Any]:
+    """Observed masks and reuse after four prompts of 64 tokens, the first of the file's texts that have 80."""
+    assert lm.tokenizer is not None
+    rows: list[list[int]] = []
+    with lzma.open(texts, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            ids = lm.tokenizer(json.loads(line)["text"])["input_ids"]
+            rows += [ids[:64]] if len(ids) >= 80 and len(rows) < 4 else []
+            if len(rows) == 4:
+                break
+    config = ds.SparsityConfig(p=0.9, sites="intermediate")
+    found = measure_reuse(lm, [(torch.tensor(rows), None)], SAMPLER, config, refresh=(1, 2), taus=(0.05,))
+    return statistics(lm, rows, ds.SparsityConfig(p=0.9), False) | {"reuse": [asdict(row) for row in found]}
+
+
 PARTS: dict[str, Callable[[ds.LanguageModel, Sequence[str]], dict[str, Any]]] = {
     "observed": observed,
     "applied": applied,
@@ -112,7 +129,8 @@ def main() -> None:
     """Measures the parts asked for and keeps them beside the earlier figures and the parts already in the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "long"], default=list(PARTS))
+    parser.add_argument("--texts", type=Path, help="xz-compressed JSON lines with a `text`, for part long")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
@@ -123,7 +141,7 @@ def main() -> None:
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     result |= {"model": Path(arguments.model).name, "prompts": len(prompts), "earlier": EARLIER}
     for part in arguments.parts:
-        result[part] = PARTS[part](lm, prompts)
+        result[part] = long(lm, arguments.texts) if part == "long" else PARTS[part](lm, prompts)
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
