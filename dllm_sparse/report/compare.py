@@ -171,13 +171,12 @@ def _differences(curves: Mapping[str, Mapping[str, SiteCurves]], plan: SweepPlan
 def _difference(names: tuple[str, str], curves: tuple[Curve, Curve], plan: SweepPlan) -> Difference:
     results = [curve.critical(plan.average, plan.retain) for curve in curves]
     caveats = []
-    for name, curve, (critical, _) in zip(names, curves, results, strict=True):
-        if critical.censored:
-            caveats.append(f"{name} never falls below the line")
+    for name, curve in zip(names, curves, strict=True):
         flags = curve.summary(plan.retain)["flags"]
         caveats += [f"{name} is {flag}" for flag in flags if flag in ("at chance", "below resolution")]
     values = (results[0][0].crossing.value, results[1][0].crossing.value)
-    return difference(names, values, (results[0][1], results[1][1]), caveats=caveats)
+    censored = (results[0][0].censored, results[1][0].censored)
+    return difference(names, values, (results[0][1], results[1][1]), censored=censored, caveats=caveats)
 
 
 def _published(

@@ -35,6 +35,16 @@ def test_caveats_forbid_a_verdict() -> None:
     assert found.verdict.startswith("Not decided (theirs is at chance)")
 
 
+def test_a_bound_ahead_is_a_lead_of_at_least_that_and_behind_decides_nothing() -> None:
+    samples = (resamples(0.6, 0.01, 0), resamples(0.5, 0.01, 1))
+    ahead = difference(NAMES, (0.6, 0.5), samples, censored=(True, False))
+    assert ahead.separated
+    assert ahead.verdict.startswith("ours tolerates at least 10.0 points more")
+    behind = difference(NAMES, (0.6, 0.5), samples, censored=(False, True))
+    assert not behind.separated
+    assert behind.verdict.startswith("Not decided (theirs never falls below the line)")
+
+
 def test_paired_resamples_narrow_the_interval() -> None:
     shared = resamples(0.0, 0.05, 3)
     found = difference(NAMES, (0.52, 0.5), (0.52 + shared, 0.5 + shared))
