@@ -101,7 +101,7 @@ def generate(
     result = _generation(lm, decoded, ids.shape[1], sampler, seconds)
     if handle:
         result.sparsity = handle.sparsity
-        result.sparsity_report = handle.counts.to_dict()
+        result.sparsity_report = {"backend": handle.backend, **handle.counts.to_dict()}
     return result
 
 

@@ -23,7 +23,9 @@ def drift_report(
     model: opt.ModelOpt = "tiny-diffusion",
     prompts: opt.PromptsOpt = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts; of the bundled ones 8.")] = None,
-    chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Apply the tokenizer's chat template.")] = False,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Chat template; default: when the tokenizer has one.")
+    ] = None,
     p: opt.POpt = 0.8,
     sites: opt.SitesOpt = "all_inputs",
     rule: opt.RuleOpt = "top_p",
@@ -110,6 +112,7 @@ def drift_report(
     lm = _load(output, model, device, dtype, revision)
     if lm.kind == "diffusion":
         sampler.check_blocks()
+    use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
     _run(
         output,
         lm,
@@ -117,7 +120,7 @@ def drift_report(
         sampler,
         sparsity,
         out,
-        {"apply": apply, "chat": chat, "batch_size": batch_size, **experiments},
+        {"apply": apply, "chat": use_chat, "batch_size": batch_size, **experiments},
     )
 
 

@@ -17,9 +17,12 @@ def run(app: Callable[..., object]) -> int:
         finally:
             sys.stdout.flush()  # here, or a reader that left is noticed too late to be handled
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(bool(end.code))
+        code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        if code == 130:  # typer turns Ctrl-C into an exit of its own
+            _say("interrupted")
+        return code
     except KeyboardInterrupt:
-        _say("interrupted; results finished so far are kept")
+        _say("interrupted")
         return 130
     except BrokenPipeError:
         # The reader of our output left (`| head`): not an error, but Python must not complain while flushing.
@@ -40,7 +43,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"error: {error}", error.exit_code
     if _is_out_of_memory(error):
         first = str(error).strip().splitlines()[0]
-        return f"error: out of memory ({first}); lower --batch-size, --gen-length or use --dtype bfloat16", 1
+        advice = "lower --gen-length, --batch-size or --batch-tokens (where there is one) or use --dtype bfloat16"
+        return f"error: out of memory ({first}); {advice}", 1
     if isinstance(error, OSError):
         return f"error: {error}", 1
     hint = "set DLLM_SPARSE_DEBUG=1 for the traceback and please report it"

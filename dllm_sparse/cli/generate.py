@@ -14,6 +14,8 @@ from dllm_sparse.cli.prompts import gather_prompts
 if TYPE_CHECKING:
     from dllm_sparse.generation import Generation
     from dllm_sparse.models.loading import LanguageModel
+    from dllm_sparse.samplers.config import SamplerConfig
+    from dllm_sparse.sparsity.config import SparsityConfig
 
 
 def generate(
@@ -108,9 +110,18 @@ def generate(
         sampler.check_blocks()
     use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
     batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
+    _check(output, lm, batches, sampler, chat=use_chat)
     dense = p is None and schedule is None
-    results = _run(output, lm, batches, sampler, None if dense else sparsity, chat=use_chat, watch=watch)
-    config = {"model": model, "sampler": sampler.to_dict(), "sparsity": sparsity.to_dict()}
+    config = {"model": model, "sampler": sampler.to_dict(), "sparsity": None if dense else sparsity.to_dict()}
+    results: list[Generation] = []
+    try:
+        _run(output, lm, batches, sampler, None if dense else sparsity, results, chat=use_chat, watch=watch)
+    except KeyboardInterrupt:
+        # What is finished is kept; --json stays silent, because its one object would not be the whole answer.
+        if results and not (as_json and out is None):
+            output.as_json = False
+            _answer(output, texts, results, config, out)
+        raise
     _answer(output, texts, results, config, out)
 
 
@@ -125,21 +136,44 @@ def _load(output: Output, model: str, device: str, dtype: str, revision: str | N
 
 
 def _run(
-    output: Output, lm: LanguageModel, batches: list[list[str]], sampler: Any, sparsity: Any, *, chat: bool, watch: bool
-) -> list[Generation]:
+    output: Output,
+    lm: LanguageModel,
+    batches: list[list[str]],
+    sampler: SamplerConfig,
+    sparsity: SparsityConfig | None,
+    results: list[Generation],
+    *,
+    chat: bool,
+    watch: bool,
+) -> None:
+    """Decodes batch after batch; each finished one is appended to `results`."""
     from dllm_sparse.cli.watch import CanvasView, StepProgress
     from dllm_sparse.generation import generate as decode
 
-    results = []
+    planned = (sampler.steps or sampler.gen_length) if lm.kind == "diffusion" else sampler.gen_length
     for batch in batches:
         if watch and output.live:
             with CanvasView(output.console, lm) as view:
                 results.append(decode(lm, batch, sampler=sampler, sparsity=sparsity, observers=(view,), chat=chat))
         else:
-            with output.progress("decoding", total=sampler.steps or sampler.gen_length) as advance:
+            with output.progress("decoding", total=planned) as advance:
                 observer = StepProgress(advance)
                 results.append(decode(lm, batch, sampler=sampler, sparsity=sparsity, observers=(observer,), chat=chat))
-    return results
+
+
+def _check(output: Output, lm: LanguageModel, batches: list[list[str]], sampler: SamplerConfig, *, chat: bool) -> None:
+    """Refuses what could not be decoded before anything is, and says which options this kind of model ignores."""
+    from dllm_sparse.generation import encode
+    from dllm_sparse.samplers.config import SamplerConfig as Defaults
+    from dllm_sparse.samplers.masked_diffusion import check_context
+
+    for batch in batches:
+        check_context(lm, encode(lm, batch, chat=chat)[0].shape[1], sampler.gen_length)
+    if lm.kind == "autoregressive":
+        given, plain = sampler.to_dict(), Defaults().to_dict()
+        used = {"gen_length", "temperature", "seed", "stop_at_eos", "eos_token_id"}
+        if ignored := [name for name in given if name not in used and given[name] != plain[name]]:
+            output.warn(f"only diffusion models use {', '.join(ignored)}; ignored")
 
 
 def _answer(
@@ -163,9 +197,20 @@ def _answer(
     for result in results:
         _summarise(output, result)
     if out is not None:
-        path = write_json(out / "generate.json", value)
+        files = [write_json(out / "generate.json", value), _layer_table(out / "sparsity.csv", results)]
         if not output.as_json:
-            output.paths([path])
+            output.paths(files)
+
+
+def _layer_table(path: Path, results: list[Generation]) -> Path:
+    """Measured sparsity per batch, layer and site, in long format (empty for a dense run)."""
+    from dllm_sparse.files import write_text
+
+    lines = ["batch,layer,site,sparsity"]
+    for number, result in enumerate(results):
+        for row in result.sparsity_report.get("by_layer", ()):
+            lines.append(f"{number},{row['layer']},{row['site']},{row['sparsity']}")
+    return write_text(path, "\n".join(lines) + "\n")
 
 
 def _summarise(output: Output, result: Generation) -> None:
@@ -176,4 +221,6 @@ def _summarise(output: Output, result: Generation) -> None:
     if result.sparsity:
         sites = ", ".join(f"{name} {value:.1%}" for name, value in result.sparsity.items() if name != "hook_mean")
         union = ", ".join(f"{name} {value:.1%}" for name, value in result.sparsity_report["exploitable"].items())
+        backend = result.sparsity_report["backend"]
         output.say(f"measured sparsity per token: {sites}; shared by all tokens of a forward: {union}")
+        output.say(f"masks applied by the {backend} backend")

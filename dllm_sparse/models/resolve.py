@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from dllm_sparse.models.families import ALIASES, BUNDLED
-from dllm_sparse.types import ModelNotFound
+from dllm_sparse.types import ModelNotFound, UsageError
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 _PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]
@@ -17,9 +17,9 @@ def checkpoint_folder(name: str, revision: str | None = None) -> Path:
 
     Raises ModelNotFound that says what was tried, what is close, and how to give a folder.
     """
-    if name in BUNDLED:
-        return BUNDLED_FOLDER / name
-    folder = Path(name).expanduser()
+    folder = BUNDLED_FOLDER / name if name in BUNDLED else Path(name).expanduser()
+    if revision is not None and folder.is_dir():
+        raise UsageError(f"revision {revision!r} was given, but {name} is a folder here; revisions belong to the hub")
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise ModelNotFound(f"folder {folder} has no config.json; give a folder with config.json and *.safetensors")
@@ -31,11 +31,12 @@ def checkpoint_folder(name: str, revision: str | None = None) -> Path:
 
 
 def cached_folder(repository: str) -> Path | None:
-    """The hub cache's folder of a repository's main revision, if its config is there; no network."""
+    """The hub cache's folder of a repository's main revision, if its config and weights are there; no network."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repository, "config.json")
-    return Path(config).parent if isinstance(config, str) else None
+    folder = Path(config).parent if isinstance(config, str) else None
+    return folder if folder is not None and any(folder.glob("*.safetensors")) else None
 
 
 def _from_hub(name: str, repository: str, revision: str | None) -> Path:

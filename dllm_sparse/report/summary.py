@@ -19,6 +19,10 @@ QUESTIONS: dict[Kind, str] = {
 }
 
 
+_FEWEST_FOR_AN_INTERVAL = 5
+"""A bootstrap over fewer prompts says too little to be called 95 %."""
+
+
 def overall(variant: RuleVariant, site: str, tokens: str = "response") -> CurveValues | None:
     """The curve of a site with all layers pooled; None where such tokens do not occur."""
     found = (c for c in variant["curves"] if (c["site"], c["layer"], c["tokens"]) == (site, None, tokens))
@@ -40,7 +44,7 @@ def summarise(report: DriftReport) -> list[str]:
     for site in site_names(main):
         curve = overall(main, site)
         if curve is not None:
-            sentences.append(f"{_stability(curve, kind)} {_drift(curve, kind)}")
+            sentences.append(f"{_stability(curve, kind, len(report['prompts']))} {_drift(curve, kind)}")
             sentences += [_movement(curve)] if kind == "diffusion" and site == "input" else []
     sentences += [_unions(main, kind)] if main["exploitable"] else []
     sentences += [_rules(main, other) for other in report["variants"][1:]]
@@ -66,10 +70,14 @@ def _density(variant: RuleVariant, *, applied: bool) -> str:
     return f"With {name} at p = {rule['p']:g}, one mask per {rule['scope']}, a token keeps {sites}. {how}"
 
 
-def _stability(curve: CurveValues, kind: str) -> str:
+def _stability(curve: CurveValues, kind: str, prompts: int) -> str:
     pooled = curve["jaccard_overall"]
     before = "one step to the next" if kind == "diffusion" else "one token to the next"
-    bounds = f" (95 % interval {decimals(pooled['low'], 3)} to {decimals(pooled['high'], 3)})" if pooled["low"] else ""
+    bounds = f" (over {prompts} prompts)"
+    if pooled["low"] is not None and prompts >= _FEWEST_FOR_AN_INTERVAL:
+        bounds = (
+            f" (95 % interval {decimals(pooled['low'], 3)} to {decimals(pooled['high'], 3)} over {prompts} prompts)"
+        )
     return (
         f"At the {curve['site']}, from {before} the masks of generated positions overlap with a Jaccard similarity of "
         f"{decimals(pooled['micro'], 3)}{bounds}; independent masks of that density would reach "
@@ -89,7 +97,7 @@ def _drift(curve: CurveValues, kind: str) -> str:
         )
     half = curve["half_life"]
     ends = (
-        f"half of what exceeds chance is gone after {half:.1f} steps"
+        f"half of what exceeds chance is gone {f'after {half:.1f} steps' if half >= 1 else 'within the first step'}"
         if half is not None
         else ("more than half of what exceeds chance remains at the end")
     )
@@ -140,12 +148,13 @@ def _reuse(report: DriftReport) -> str:
     masks = [row for row in report["reuse"] if row["refresh_every"]]
     outputs = [row for row in report["reuse"] if row["tau"] is not None]
     longest, each = masks[-1], masks[0]
-    kept = f"masks kept for {longest['refresh_every']} steps cost a KL of {decimals(longest['kl'], 3)} nats"
-    parts = [f"{kept} against {decimals(each['kl'], 3)} when refreshed every step"]
+    kept = f"masks kept for {longest['refresh_every']} steps cost a KL to dense of {decimals(longest['kl'], 4)} nats"
+    parts = [f"{kept}, {decimals(each['kl'], 4)} of it top-p's own, at {percent(longest['ffn_work'])} of the FFN work"]
     if outputs:
-        best = min(outputs, key=lambda row: row["kl"])
+        alike = min(outputs, key=lambda row: abs(row["ffn_work"] - longest["ffn_work"]))
         parts.append(
-            f"keeping whole FFN outputs of tokens that moved less than {best['tau']:g} costs "
-            f"{decimals(best['kl'], 3)} at {percent(best['ffn_work'])} of the FFN work"
+            f"a dense FFN that keeps the whole outputs of tokens that moved less than {alike['tau']:g} costs "
+            f"{decimals(alike['kl'], 4)} at {percent(alike['ffn_work'])} (work counts "
+            "multiply-adds per token, not bytes read)"
         )
     return f"Reuse: {'; '.join(parts)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -52,8 +53,10 @@ class SamplerConfig:
         for name in ("gen_length", "block_length"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.temperature < 0 or self.cfg_scale < 0:
-            raise UsageError("temperature and cfg_scale must be at least 0")
+        for name in ("temperature", "cfg_scale"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UsageError(f"{name} is {value}; it must be a number of at least 0 (for example 0.0)")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold is {self.threshold}; allowed: 0 to 1 (for example 0.9)")
         if self.factor is not None and self.factor <= 0:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import dllm_sparse as ds
+from dllm_sparse.analysis.counts_file import load_counts
 from dllm_sparse.analysis.recorder import MaskRecorder
 from dllm_sparse.analysis.tallies import Column, MaskCounts
 from dllm_sparse.types import UsageError
@@ -113,8 +114,15 @@ def test_a_recorder_may_watch_several_generations(models):
 
 def test_merging_two_processes_equals_one(models, tmp_path):
     sampler, rows = ds.SamplerConfig(gen_length=8, block_length=4), PLAIN[0]
-    command = [sys.executable, "-c", _RECORD, str(GOLDEN / "llada-tiny"), json.dumps(rows[:1]), str(tmp_path / "0.pt")]
-    other = subprocess.Popen(command)
+    command = [
+        sys.executable,
+        "-c",
+        _RECORD,
+        str(GOLDEN / "llada-tiny"),
+        json.dumps(rows[:1]),
+        str(tmp_path / "0.counts"),
+    ]
+    other = subprocess.Popen([*command, str(tmp_path / "0.counts")])
     recorders = {"second": rows[1:], "all": rows}
     for name, prompts in recorders.items():
         recorders[name] = MaskRecorder("diffusion", sampler)
@@ -122,15 +130,16 @@ def test_merging_two_processes_equals_one(models, tmp_path):
             run = {"prompt_ids": [row], "sampler": sampler, "sparsity": ds.SparsityConfig(p=0.7)}
             ds.generate(models["llada-tiny"], **run, observers=(recorders[name],))
     assert other.wait(timeout=60) == 0
-    merged = torch.load(tmp_path / "0.pt", weights_only=False)
+    merged = load_counts(tmp_path / "0.counts")
     merged.merge(recorders["second"].counts())
     assert_equal(merged, recorders["all"].counts())
 
 
 _RECORD = """
 import json, sys
-import torch
+from pathlib import Path
 import dllm_sparse as ds
+from dllm_sparse.analysis.counts_file import save_counts
 from dllm_sparse.analysis.recorder import MaskRecorder
 lm = ds.load(sys.argv[1], device="cpu")
 sampler = ds.SamplerConfig(gen_length=8, block_length=4)
@@ -138,7 +147,7 @@ recorder = MaskRecorder(lm.kind, sampler)
 ds.generate(
     lm, prompt_ids=json.loads(sys.argv[2]), sampler=sampler, sparsity=ds.SparsityConfig(p=0.7), observers=(recorder,)
 )
-torch.save(recorder.counts(), sys.argv[3])
+save_counts(recorder.counts(), Path(sys.argv[3]))
 """
 
 
@@ -156,7 +165,7 @@ def test_half_a_snapshot_request_is_refused(options):
 
 
 def test_memory_does_not_grow_with_the_steps(models):
-    """What a site remembers is three canvases, whatever the number of steps."""
+    """The masks a site remembers are three canvases, whatever the steps (integer counts are kept per step)."""
     sizes = []
     for steps in (2, 8):
         sampler = ds.SamplerConfig(gen_length=8, block_length=4, steps=steps)

@@ -164,6 +164,7 @@ def test_interrupt_exits_130(toy: Path) -> None:
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "")
+    assert stderr.endswith("interrupted\n")
     assert "Traceback" not in stderr
 
 

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 import dllm_sparse as ds
+import dllm_sparse.generation
 from dllm_sparse.cli.watch import CanvasView
 from tests.cli.conftest import Cli
 
@@ -180,8 +181,8 @@ def test_out_writes_the_same_object_and_names_the_file(cli: Cli, toy: Path, tmp_
     call = ("generate", "--model", toy, "--prompt", "abc", *SHORT, "--out", out)
     answer = cli(*call)
     file = out / "generate.json"
-    assert answer.stdout.splitlines()[-1] == str(file)
-    assert [path.name for path in out.iterdir()] == ["generate.json"]
+    assert answer.stdout.splitlines()[-2:] == [str(file), str(out / "sparsity.csv")]
+    assert sorted(path.name for path in out.iterdir()) == ["generate.json", "sparsity.csv"]
     written = json.loads(file.read_text())
     as_json = cli(*call, "--json")
     assert as_json.stdout.count("\n") == 1
@@ -276,3 +277,38 @@ def test_tokens_before_the_end_are_counted(toy_lm: ds.LanguageModel) -> None:
     assert cut.texts == [toy_lm.tokenizer.decode(tokens[:first])]  # type: ignore[union-attr]
     assert cut.tokens_per_second == pytest.approx(first / cut.seconds)
     assert cut.canvas_tokens_per_second == pytest.approx(8 / cut.seconds)
+
+
+def test_ctrl_c_keeps_the_batches_that_were_finished(
+    cli: Cli, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ("generate", "--model", toy, *prompt_options(PROMPTS[:2]), *SHORT, "--batch-size", "1", "--out", tmp_path)
+    whole = cli(*call)
+    decode, calls = dllm_sparse.generation.generate, iter(range(9))
+
+    def interrupted(*arguments: Any, **options: Any) -> ds.Generation:
+        if next(calls):
+            raise KeyboardInterrupt
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(dllm_sparse.generation, "generate", interrupted)
+    answer = cli(*call)
+    assert answer.code == 130
+    assert answer.stdout.splitlines()[0] == whole.stdout.splitlines()[0]
+    assert len(json.loads((tmp_path / "generate.json").read_text())["texts"]) == 1
+
+
+def test_a_prompt_that_is_too_long_is_found_before_anything_is_decoded(cli: Cli, toy: Path) -> None:
+    answer = cli("generate", "--model", toy, "--prompt", "a", "--prompt", "b " * 400, *SHORT, "--batch-size", "1")
+    assert (answer.code, answer.stdout) == (2, "")
+    assert "exceeds the context" in answer.stderr
+
+
+def test_options_an_autoregressive_model_ignores_are_named(cli: Cli, toy_ar: Path) -> None:
+    answer = cli("generate", "--model", toy_ar, "--prompt", "a", "--gen-length", "4", "--steps", "3", "--cache", "dual")
+    assert answer.code == 0
+    assert "steps, cache" in answer.stderr
+
+
+def test_the_summary_names_the_backend(cli: Cli, toy: Path) -> None:
+    assert "reference backend" in cli("generate", "--model", toy, "--prompt", "a", "--p", "0.8", *SHORT).stderr

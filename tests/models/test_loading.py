@@ -271,3 +271,8 @@ def test_tables_are_consistent() -> None:
     for family in FAMILIES.values():
         assert set(family.fields) | set(family.fixed) | set(family.defaults) <= fields
         assert len(set(family.keys.values())) == len(family.keys)
+
+
+def test_a_revision_belongs_to_the_hub() -> None:
+    with pytest.raises(UsageError, match="revisions belong to the hub"):
+        ds.load(str(GOLDEN / "llada-tiny"), device="cpu", revision="main")

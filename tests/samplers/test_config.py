@@ -20,6 +20,7 @@ from dllm_sparse.types import UsageError
         ({"gen_length": 0}, "gen_length is 0"),
         ({"block_length": -1}, "block_length is -1"),
         ({"temperature": -0.5}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
         ({"cfg_scale": -1.0}, "cfg_scale"),
         ({"remasking": "high_confidence"}, "allowed: low_confidence, random"),
         ({"cache": "full"}, "allowed: none, prefix, dual"),
