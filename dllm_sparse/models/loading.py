@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dllm_sparse.models.checkpoint_config import read_config
 from dllm_sparse.models.config import TransformerConfig
@@ -27,17 +28,35 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-@dataclass(slots=True)
 class LanguageModel:
-    """A transformer with what a user needs around it. `kind` says which loop decodes it."""
+    """A transformer with what a user needs around it. `kind` says which loop decodes it.
 
-    name: str
-    kind: Kind
-    config: TransformerConfig
-    transformer: Transformer
-    tokenizer: PreTrainedTokenizerBase | None = None
-    family: str = ""
-    revision: str | None = None
+    `tokenizer` is one, None, or a function that reads it when it is first asked for: importing transformers takes
+    longer than loading a small model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        config: TransformerConfig,
+        transformer: Transformer,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        family: str = "",
+        revision: str | None = None,
+        *,
+        read_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
+    ) -> None:
+        self.name, self.kind, self.config, self.transformer = name, kind, config, transformer
+        self.family, self.revision = family, revision
+        self._tokenizer, self._read_tokenizer = tokenizer, read_tokenizer
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer, read on first use; None where the folder has none. Raises CheckpointError if it is broken."""
+        if self._read_tokenizer is not None:
+            self._tokenizer, self._read_tokenizer = self._read_tokenizer(), None
+        return self._tokenizer
 
     @property
     def mask_token_id(self) -> int | None:
@@ -95,8 +114,10 @@ def load(
     target = _device(device)
     transformer = _empty_transformer(config, target, _dtype(dtype, stored_dtype, target))
     fill_weights(transformer, folder, family)
-    tokenizer = _tokenizer(folder, family)
-    return LanguageModel(name, family.kind, config, transformer, tokenizer, family.name, revision)
+    reader = partial(_tokenizer, folder, family) if _has_tokenizer(folder) else None
+    return LanguageModel(
+        name, family.kind, config, transformer, family=family.name, revision=revision, read_tokenizer=reader
+    )
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -121,8 +142,18 @@ def _dtype(dtype: str | torch.dtype, stored: torch.dtype, device: torch.device) 
     return DTYPES[dtype]
 
 
+class _NoInitialValues(TorchFunctionMode):
+    """Skips torch.nn.init: every weight is read later, and `normal_` on the meta device imports torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _empty_transformer(config: TransformerConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialValues():
         transformer = Transformer(config)
     transformer = transformer.to(dtype).to_empty(device=device)
     if config.tied:
@@ -226,9 +257,11 @@ def _difference(missing: set[str], extra: list[str]) -> str:
     return "; ".join(parts)
 
 
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _TOKENIZER_FILES)
+
+
 def _tokenizer(folder: Path, family: Family) -> Any:
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        return None
     try:
         if _is_plain_fast(folder):
             # AutoTokenizer would load every model's configuration first, which takes two seconds.

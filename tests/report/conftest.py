@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,8 @@ def hostile(llada: ds.LanguageModel) -> ds.LanguageModel:
 
     words = {f"{ATTACKS[id % len(ATTACKS)]}{id}": id for id in range(llada.config.vocab_size)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token=next(iter(words)))))
-    return replace(llada, name="</title><script>window.attacked=1</script>", tokenizer=tokenizer)
+    name = "</title><script>window.attacked=1</script>"
+    return ds.LanguageModel(name, llada.kind, llada.config, llada.transformer, tokenizer)
 
 
 @pytest.fixture(scope="session")
