@@ -21,10 +21,11 @@ Kind = Literal["diffusion", "autoregressive"]
 
 
 class Site(NamedTuple):
-    """One place in the model where a mask is formed."""
+    """One place in the model where a mask is formed. `expert` is -1 in a dense FFN (and in a shared expert)."""
 
     layer: int
     name: SiteName
+    expert: int = -1
 
 
 class TokenClass(IntEnum):

@@ -144,5 +144,4 @@ class FidelityProbe(Observer):
         """An autoregressive variant keeps its own keys and values: they come from its own FFNs."""
         if not self._causal:
             return None
-        rows, length = self._ids.shape
-        return KVCache(self.lm.config, rows, length, self.lm.device, self.lm.dtype)
+        return self.lm.transformer.new_cache(*self._ids.shape)

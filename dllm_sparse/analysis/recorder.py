@@ -78,6 +78,8 @@ class MaskRecorder(Observer):
     @torch.inference_mode()
     def on_mask(self, site: Site, values: Tensor, keep: Tensor, context: StepContext) -> None:
         """Counts one mask against the one before and against the reference, then remembers it."""
+        if site.expert >= 0:
+            raise UsageError("drift is undefined for experts: at every step other tokens are routed to each of them")
         rows = keep.shape[0] // 2 if context.guided else keep.shape[0]
         values, keep, classes = values[:rows], keep[:rows], context.token_class[:rows].long()
         index = context.step.index

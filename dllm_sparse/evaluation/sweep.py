@@ -168,7 +168,7 @@ class Sweep:
 
 def dense(config: SparsityConfig) -> SparsityConfig:
     """The same setting with the rule's identity knob: nothing is changed, exact zeros are counted."""
-    return replace(config, p=IDENTITY[config.rule], schedule=None)
+    return replace(config, p=IDENTITY[config.rule], schedule=None, layer_p=None)
 
 
 def stacked(points: Sequence[Mapping[str, Any]]) -> ItemValues:

@@ -7,6 +7,7 @@ Shapes: B rows, T tokens of this forward, S cached length, D width, F FFN width,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,20 @@ from dllm_sparse.types import SiteName, StepContext
 
 Tap = Callable[[SiteName, Tensor], Tensor]
 """Sees the values at a site and returns what the FFN goes on with."""
+
+
+class TappedFFN(Protocol):
+    """What a tap may ask of the FFN it listens to, whichever engine runs it."""
+
+    @property
+    def layer(self) -> int:
+        """Its layer."""
+        ...
+
+    def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
+        """L2 norm [n] fp32 of the weight column each value of a site meets."""
+        ...
+
 
 FFNOverride = Callable[["FeedForward", Tensor, StepContext | None], Tensor]
 """Replaces the dense FFN of one layer: (ffn, x [B, T, D], context) -> [B, T, D]."""
@@ -159,6 +174,12 @@ class FeedForward(nn.Module):
         out: Tensor = self.down_proj(self.activation(gate) * up)
         return out
 
+    def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
+        """L2 norm [n] fp32 of the weight column each value of a site meets."""
+        consumer = self.gate_up_proj if site == "input" else self.down_proj
+        norms: Tensor = consumer.weight.float().norm(dim=0)
+        return norms
+
     def tapped(self, x: Tensor, tap: Tap, *, dense_gate: bool = False) -> Tensor:
         """The same computation with `tap` called at input, gate, up and intermediate, in that order.
 
@@ -217,6 +238,10 @@ class Transformer(nn.Module):
     def ffns(self) -> Sequence[FeedForward]:
         """The FFN of every layer, in order."""
         return [block.ffn for block in self.blocks]  # type: ignore[misc]
+
+    def new_cache(self, batch: int, length: int) -> KVCache:
+        """An empty cache for `batch` rows of `length` canvas positions."""
+        return KVCache(self.config, batch, length, self.embedding.weight.device, self.embedding.weight.dtype)
 
     def forward(
         self,

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.models.loading import LanguageModel, rotary_positions
-from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.confidence import choose_tokens, token_probabilities
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.masked_diffusion import Decoded, check_context
@@ -56,7 +55,7 @@ class _Loop:
         if attention_mask is not None and not bool(attention_mask.all()):
             self.mask = torch.nn.functional.pad(attention_mask.to(prompt.device), (0, config.gen_length), value=1)
             self.positions = rotary_positions(self.mask)
-        self.cache = KVCache(lm.config, prompt.shape[0], total, lm.device, lm.dtype)
+        self.cache = lm.transformer.new_cache(prompt.shape[0], total)
         self.finished = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
         self.commit_step = torch.full_like(self.ids[:, self.prompt_length :], -1)
         self.forwards = 0

@@ -31,7 +31,8 @@ class SparsityConfig:
     sum of each token's normalised scores) or per sequence (the published LLaDA code). `score="weighted"` ranks by
     |v_j| * ||W_:,j|| of the matrix that consumes v. `schedule` maps the step fraction in [0, 1] to p: a function, or
     points (fraction, p) joined by straight lines. `refresh_every=k` recomputes the masks at every k-th step only.
-    `gate_input="dense"` masks the input of the up projection only, as the published LLaDA hook did.
+    `gate_input="dense"` masks the input of the up projection only, as the published LLaDA hook did. `layers`: only
+    these are masked and counted (None: all). `layer_p`: the knob of every layer, in place of one p for all.
 
     Raises UsageError for a value outside what is allowed.
     """
@@ -47,6 +48,8 @@ class SparsityConfig:
     backend: Backend = "auto"
     ties: Ties = "keep"
     gate_input: GateInput = "masked"
+    layers: tuple[int, ...] | None = None
+    layer_p: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         choices = (("rule", Rule), ("sites", Sites), ("scope", Scope), ("score", Score), ("gate_input", GateInput))
@@ -60,6 +63,7 @@ class SparsityConfig:
         if self.ties == "trim" and self.rule != "top_p":
             raise UsageError(f"ties='trim' belongs to rule 'top_p', not to {self.rule!r}")
         self._check_p(self.p)
+        self._check_layers()
         if self.schedule is not None and not callable(self.schedule):
             object.__setattr__(self, "schedule", self._points(self.schedule))
 
@@ -68,8 +72,10 @@ class SparsityConfig:
         """The sites masked, in the order they are met."""
         return ("input", "intermediate") if self.sites == "all_inputs" else (self.sites,)
 
-    def p_at(self, fraction: float) -> float:
-        """The knob at a step fraction in [0, 1]."""
+    def p_at(self, fraction: float, layer: int = 0) -> float:
+        """The knob of a layer at a step fraction in [0, 1]."""
+        if self.layer_p is not None:
+            return self.layer_p[layer]
         if self.schedule is None:
             return self.p
         if callable(self.schedule):
@@ -96,6 +102,19 @@ class SparsityConfig:
         if unknown := sorted(set(values) - known):
             raise UsageError(f"unknown sparsity option {unknown[0]!r}; known: {', '.join(sorted(known))}")
         return cls(**values)
+
+    def _check_layers(self) -> None:
+        """Lists become tuples; a knob per layer and a knob per step cannot both decide."""
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
+            if not self.layers or min(self.layers) < 0:
+                raise UsageError(f"layers is {list(self.layers)}; give layer numbers from 0 on, at least one")
+        if self.layer_p is not None:
+            object.__setattr__(self, "layer_p", tuple(float(p) for p in self.layer_p))
+            if self.schedule is not None:
+                raise UsageError("layer_p and schedule both decide p; give one of them")
+            for p in self.layer_p:
+                self._check_p(p)
 
     def _points(self, schedule: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
         try:

@@ -93,8 +93,10 @@ class SparsityCounts:
 
     def to_dict(self) -> dict[str, Any]:
         """Summary, per layer, per token class and exploitable sparsity, JSON-ready."""
+        places = sorted({(site.layer, site.name) for site in self._sites})
         by_layer = [
-            {"layer": site.layer, "site": site.name, "sparsity": self._pooled([site])} for site in sorted(self._sites)
+            {"layer": layer, "site": name, "sparsity": self._pooled(s for s in self._sites if s[:2] == (layer, name))}
+            for layer, name in places
         ]
         by_class = {
             kind.name.lower(): {
@@ -109,7 +111,23 @@ class SparsityCounts:
             "exploitable": self.exploitable(),
             "by_layer": by_layer,
             "by_token_class": by_class,
+            **({"by_expert": self.by_expert()} if any(site.expert >= 0 for site in self._sites) else {}),
         }
+
+    def by_expert(self) -> list[dict[str, Any]]:
+        """A row per layer, site and expert: tokens routed to it, entries, and their sparsity."""
+        return [
+            {
+                "layer": site.layer,
+                "site": site.name,
+                "expert": site.expert,
+                "tokens": int(count.entries.sum()) // (count.union_entries // count.calls),
+                "entries": int(count.entries.sum()),
+                "sparsity": self._pooled([site]),
+            }
+            for site, count in sorted(self._sites.items())
+            if site.expert >= 0
+        ]
 
     def _names(self) -> list[SiteName]:
         return sorted({site.name for site in self._sites}, key=("input", "gate", "up", "intermediate").index)

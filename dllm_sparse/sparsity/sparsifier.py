@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dllm_sparse.kernels.dispatch import resolve_backend
 from dllm_sparse.models.loading import LanguageModel
-from dllm_sparse.models.transformer import FeedForward, FFNOverride
+from dllm_sparse.models.transformer import FeedForward, FFNOverride, Tap, TappedFFN
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
 from dllm_sparse.sparsity.scopes import scoped_mask
@@ -45,6 +45,7 @@ class Sparsifier(Observer):
         self.counts = SparsityCounts()
         self._observers = observers
         self._causal = lm.config.causal
+        _check_layers(config, lm.config.layers)
         self._norms: dict[Site, Tensor] = {}
         self._stored: dict[Site, Tensor] = {}
 
@@ -62,15 +63,25 @@ class Sparsifier(Observer):
         if context is None:
             classes = torch.full(x.shape[:2], TokenClass.PROMPT, dtype=torch.int8, device=x.device)
             context = StepContext(Step(0, 1), classes)
+        return ffn.tapped(x, self.tap(ffn, context), dense_gate=self.dense_gate)
+
+    @property
+    def dense_gate(self) -> bool:
+        """Whether the gate projection sees x as it was."""
+        return self.config.gate_input == "dense"
+
+    def tap(self, ffn: TappedFFN, context: StepContext, expert: int = -1) -> Tap:
+        """What masks the values [B, T, n] of one layer (or of one of its experts) in one forward."""
+        masked = self.config.layers is None or ffn.layer in self.config.layers
 
         def tap(name: SiteName, values: Tensor) -> Tensor:
-            return self._masked(ffn, name, values, context) if name in self.config.site_names else values
+            chosen = masked and name in self.config.site_names
+            return self._masked(ffn, Site(ffn.layer, name, expert), values, context) if chosen else values
 
-        return ffn.tapped(x, tap, dense_gate=self.config.gate_input == "dense")
+        return tap
 
-    def _masked(self, ffn: FeedForward, name: SiteName, values: Tensor, context: StepContext) -> Tensor:
-        site = Site(ffn.layer, name)
-        p = self.config.p_at(context.step.fraction)
+    def _masked(self, ffn: TappedFFN, site: Site, values: Tensor, context: StepContext) -> Tensor:
+        p = self.config.p_at(context.step.fraction, site.layer)
         identity = self.config.is_identity(p)
         keep = None if identity else self._reused(site, context)
         if keep is None:
@@ -82,19 +93,19 @@ class Sparsifier(Observer):
             observer.on_mask(site, values, keep, context)
         return values * keep if self.apply and not identity else values
 
-    def _fresh(self, site: Site, ffn: FeedForward, values: Tensor, p: float, context: StepContext) -> Tensor:
+    def _fresh(self, site: Site, ffn: TappedFFN, values: Tensor, p: float, context: StepContext) -> Tensor:
         norms = self._weight_norms(site, ffn) if self.config.score == "weighted" else None
         try:
             return scoped_mask(values, p, self.config, context, norms)
         except NonFiniteActivations as error:
             step = context.step.index
-            raise NonFiniteActivations(f"layer {site.layer}, site {site.name}, step {step}: {error}") from None
+            expert = f", expert {site.expert}" if site.expert >= 0 else ""
+            raise NonFiniteActivations(f"layer {site.layer}{expert}, site {site.name}, step {step}: {error}") from None
 
-    def _weight_norms(self, site: Site, ffn: FeedForward) -> Tensor:
+    def _weight_norms(self, site: Site, ffn: TappedFFN) -> Tensor:
         """L2 norm [n] of the weight column each value of the site meets (WINA's score)."""
         if site not in self._norms:
-            consumer = ffn.gate_up_proj if site.name == "input" else ffn.down_proj
-            self._norms[site] = consumer.weight.float().norm(dim=0)
+            self._norms[site] = ffn.column_norms(site.name, site.expert)
         return self._norms[site]
 
     def _reused(self, site: Site, context: StepContext) -> Tensor | None:
@@ -116,6 +127,13 @@ class Sparsifier(Observer):
             self._stored[site] = keep.clone()
         else:
             self._stored[site][:, start : start + keep.shape[1]] = keep
+
+
+def _check_layers(config: SparsityConfig, layers: int) -> None:
+    if config.layers is not None and max(config.layers) >= layers:
+        raise UsageError(f"layer {max(config.layers)} was asked for; the model has layers 0 to {layers - 1}")
+    if config.layer_p is not None and len(config.layer_p) != layers:
+        raise UsageError(f"layer_p has {len(config.layer_p)} values; the model has {layers} layers")
 
 
 @contextmanager

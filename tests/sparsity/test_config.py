@@ -77,6 +77,7 @@ def test_dictionaries_go_round_through_json() -> None:
         ds.SparsityConfig(),
         ds.SparsityConfig(p=0.3, rule="max_p", sites="gate", scope="group", group_size=4, refresh_every=3),
         ds.SparsityConfig(schedule=((0.0, 0.5), (1.0, 0.9)), ties="trim"),
+        ds.SparsityConfig(layers=(1, 3), layer_p=(0.5, 0.6)),
     ):
         assert ds.SparsityConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(UsageError, match="unknown sparsity option 'q'"):
@@ -94,3 +95,17 @@ def test_identity_values() -> None:
     assert IDENTITY == {"top_p": 1.0, "top_k": 1.0, "max_p": 0.0, "threshold": 0.0}
     assert ds.SparsityConfig(sites="all_inputs").site_names == ("input", "intermediate")
     assert ds.SparsityConfig(sites="gate").site_names == ("gate",)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"layers": ()}, "at least one"),
+        ({"layers": (-1,)}, "from 0 on"),
+        ({"layer_p": (0.5, 1.5)}, "allowed: 0 to 1"),
+        ({"layer_p": (0.5,), "schedule": ((0.0, 0.5),)}, "give one of them"),
+    ],
+)
+def test_layers_outside_what_is_allowed(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        ds.SparsityConfig(**values)

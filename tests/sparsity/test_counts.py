@@ -64,7 +64,7 @@ def test_every_figure_against_a_recount() -> None:
     assert report["sparsity"]["hook_mean"] == pytest.approx(sum(hooks) / len(hooks), abs=1e-12)
     for name in ("input", "intermediate"):
         assert report["exploitable"][name] == pytest.approx(skipped[name] / channels[name], abs=1e-12)
-    assert [(row["layer"], row["site"]) for row in report["by_layer"]] == [tuple(site) for site in SITES]
+    assert [(row["layer"], row["site"]) for row in report["by_layer"]] == [site[:2] for site in SITES]
     for row in report["by_layer"]:
         site = ds.Site(row["layer"], row["site"])
         assert row["sparsity"] == pytest.approx(zeros[site] / entries[site], abs=1e-12)
@@ -107,3 +107,16 @@ def test_padding_alone_is_no_call() -> None:
     counts.add(SITES[0], torch.zeros(2, 3, 5, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.int8))
     assert counts.to_dict() == before
     assert SparsityCounts().to_dict()["sparsity"] == {"mean": 0.0, "hook_mean": 0.0}
+
+
+def test_experts_are_pooled_per_layer_and_listed_apart() -> None:
+    counts = SparsityCounts()
+    keep = torch.tensor([[[True, False, False, False]] * 3])
+    classes = torch.full((1, 3), ds.TokenClass.PROMPT, dtype=torch.int8)
+    counts.add(ds.Site(0, "input", 0), keep, classes)
+    counts.add(ds.Site(0, "input", 2), ~keep[:, :1], classes[:, :1])
+    counts.add(ds.Site(0, "input", 2), keep[:, :1], classes[:, :1])
+    report = counts.to_dict()
+    assert report["by_layer"] == [{"layer": 0, "site": "input", "sparsity": 1 - 7 / 20}]  # token-weighted
+    rows = [(row["expert"], row["tokens"], row["entries"], row["sparsity"]) for row in report["by_expert"]]
+    assert rows == [(0, 3, 12, 0.75), (2, 2, 8, 0.5)]

@@ -301,3 +301,26 @@ def test_an_explicit_gpu_backend_is_refused_on_the_cpu() -> None:
     assert all(ffn.override is None for ffn in lm.transformer.ffns)
     with ds.sparsify(lm, ds.SparsityConfig(backend="auto")) as handle:
         assert handle.backend == "reference"
+
+
+def test_each_layer_may_have_its_own_p() -> None:
+    lm, recorder = tiny_lm(), Recorder()
+    with ds.sparsify(lm, ds.SparsityConfig(layer_p=(1.0, 0.3)), observers=(recorder,)):
+        lm.logits(PROMPT, MASK)
+    for site, values, keep, _ in recorder.masks:
+        assert torch.equal(keep, ds.top_p_mask(values, (1.0, 0.3)[site.layer]))
+
+
+def test_chosen_layers_alone_are_masked_and_counted() -> None:
+    lm = tiny_lm()
+    with ds.sparsify(lm, ds.SparsityConfig(p=0.3, layers=(1,))) as handle:
+        chosen = lm.logits(PROMPT, MASK)
+    assert {row["layer"] for row in handle.counts.to_dict()["by_layer"]} == {1}
+    with ds.sparsify(lm, ds.SparsityConfig(layer_p=(1.0, 0.3))):
+        assert torch.equal(lm.logits(PROMPT, MASK), chosen)
+
+
+@pytest.mark.parametrize(("values", "words"), [({"layers": (2,)}, "0 to 1"), ({"layer_p": (0.5,)}, "has 2 layers")])
+def test_layers_the_model_does_not_have(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words), ds.sparsify(tiny_lm(), ds.SparsityConfig(**values)):
+        pass
