@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dllm_sparse import __version__
+from dllm_sparse.cli.bench import bench
 from dllm_sparse.cli.compare import compare
 from dllm_sparse.cli.critical_sparsity import critical_sparsity
 from dllm_sparse.cli.drift_report import drift_report
@@ -42,5 +43,6 @@ app.command()(generate)
 app.command()(drift_report)
 app.command()(critical_sparsity)
 app.command()(compare)
+app.add_typer(bench, name="bench")
 app.command()(models)
 app.command()(train)

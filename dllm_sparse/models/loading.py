@@ -17,6 +17,7 @@ from dllm_sparse.models.checkpoint_config import read_config
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.families import Family
 from dllm_sparse.models.resolve import checkpoint_folder
+from dllm_sparse.models.shapes import SHAPES
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.types import CheckpointError, Kind, Step, StepContext, TokenClass, UsageError
 
@@ -118,6 +119,30 @@ def load(
     return LanguageModel(
         name, family.kind, config, transformer, family=family.name, revision=revision, read_tokenizer=reader
     )
+
+
+def random_model(
+    name: str, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", seed: int = 0
+) -> LanguageModel:
+    """A model of a public checkpoint's shape with random weights and no tokenizer: for speed, not for sense.
+
+    Weights are normal with the usual standard deviation 0.02, norms are ones. Raises UsageError for an unknown shape.
+    `dtype="auto"` is bfloat16 on CUDA and float32 on a CPU.
+    """
+    if name not in SHAPES:
+        raise UsageError(f"unknown shape {name!r}; known: {', '.join(SHAPES)}")
+    target = _device(device)
+    transformer = _empty_transformer(SHAPES[name], target, _dtype(dtype, torch.bfloat16, target))
+    generator = torch.Generator(target).manual_seed(seed)
+    for key, parameter in transformer.named_parameters():
+        if "norm" in key:
+            parameter.fill_(1.0)
+        elif key.endswith("bias"):
+            parameter.zero_()
+        else:
+            parameter.normal_(0.0, 0.02, generator=generator)
+    kind: Kind = "autoregressive" if SHAPES[name].causal else "diffusion"
+    return LanguageModel(f"{name} (random weights)", kind, SHAPES[name], transformer)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -23,10 +23,11 @@ def write_plots(folder: Path, report: DriftReport) -> list[Path]:
         return []
     main, name = report["variants"][0], "step" if report["model"]["kind"] == "diffusion" else "token"
     pictures = {"similarity": _similarity(main, name), "layers": _layers(main, name), "unions": _unions(main)}
-    return [_save(folder / f"{title}.png", picture) for title, picture in pictures.items()]
+    return [save_figure(folder / f"{title}.png", picture) for title, picture in pictures.items()]
 
 
-def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
+def figure_grid(rows: int, columns: int) -> tuple[Figure, Any]:
+    """A figure without a window and its axes [rows][columns]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,7 +36,8 @@ def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(path: Path, figure: Figure) -> Path:
+def save_figure(path: Path, figure: Figure) -> Path:
+    """Writes the picture atomically and returns the path."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
     return path
@@ -44,7 +46,7 @@ def _save(path: Path, figure: Figure) -> Path:
 def _similarity(variant: RuleVariant, name: str) -> Figure:
     """Stability and drift over the steps, one row per site."""
     sites = site_names(variant)
-    figure, axes = _figure(len(sites), 2)
+    figure, axes = figure_grid(len(sites), 2)
     for row, site in enumerate(sites):
         curve = overall(variant, site)
         if curve is not None:
@@ -67,7 +69,7 @@ def _line(axis: Axes, curve: CurveValues, key: str, title: str, name: str) -> No
 def _layers(variant: RuleVariant, name: str) -> Figure:
     """Layer by step heatmaps, 0 to 1."""
     sites = site_names(variant)
-    figure, axes = _figure(len(sites), 2)
+    figure, axes = figure_grid(len(sites), 2)
     for row, site in enumerate(sites):
         for column, key in enumerate(("jaccard", "drift")):
             curves = [c for c in variant["curves"] if c["site"] == site and c["layer"] is not None]
@@ -85,7 +87,7 @@ def _layers(variant: RuleVariant, name: str) -> Figure:
 def _unions(variant: RuleVariant) -> Figure:
     """Union density against the number of neighbouring tokens."""
     sites = site_names(variant)
-    figure, axes = _figure(1, len(sites))
+    figure, axes = figure_grid(1, len(sites))
     for column, site in enumerate(sites):
         found = [u for u in variant["unions"] if u["site"] == site and u["layer"] is None and u["tokens"] is not None]
         tokens, axis = [u["tokens"] for u in found], axes[0][column]

@@ -1,0 +1,95 @@
+"""The least time a forward can take: what it must read, what it must multiply, and how fast the device does either.
+
+Pure. Bytes: every weight a forward uses and every cached key and value, once. FLOPs: two per weight and token, and the
+two products of attention. Activations, norms and the embedding rows are left out: they are below 1 % of a forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from dllm_sparse.models.config import TransformerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a device sustains: bytes/s read from its memory, FLOP/s of a large matrix product in one type."""
+
+    bandwidth: float
+    flops: float
+    source: str
+
+
+KNOWN_RATES: Mapping[tuple[str, str], Rates] = MappingProxyType(
+    {
+        # A read-only sum of 4 GiB reaches 4.36 TB/s; large cuBLAS products 790 TFLOP/s.
+        ("H200", "bfloat16"): Rates(4.3e12, 790e12, "measured before on an NVIDIA H200"),
+    }
+)
+"""By a part of the device's name and the type of the weights. Anything else is measured on the spot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes that must be read and FLOPs that must be done."""
+
+    bytes: float
+    flops: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.bytes + other.bytes, self.flops + other.flops)
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """One forward: `tokens` per row attend to `keys` positions; `head_rows` of them get logits; `batch` rows."""
+
+    batch: int
+    tokens: int
+    keys: int
+    head_rows: int
+    causal: bool = False
+
+
+def forward_costs(config: TransformerConfig, fed: Fed, element_bytes: int) -> dict[str, Cost]:
+    """The cost of one forward by component: attention_linears, attention, ffn, head."""
+    tokens = fed.batch * fed.tokens
+    attention_weights = config.width * (sum(config.qkv_widths) + config.heads * config.head_dim)
+    ffn_weights = 3 * config.width * config.ffn_width
+    cached = max(fed.keys - fed.tokens, 0)  # keys and values of this forward's own tokens are not read from memory
+    # A causal token sees, besides what is cached, half of the tokens fed with it.
+    seen = cached + (fed.tokens + 1) / 2 if fed.causal else fed.keys
+    products = 4 * tokens * seen * config.heads * config.head_dim
+    stored = 2 * fed.batch * cached * config.kv_heads * config.head_dim * element_bytes
+    head_weights = config.vocab_size * config.width
+    layers = config.layers
+    return {
+        "attention_linears": _linear(layers * attention_weights, tokens, element_bytes),
+        "attention": Cost(layers * stored, layers * products),
+        "ffn": _linear(layers * ffn_weights, tokens, element_bytes),
+        "head": _linear(head_weights, fed.batch * fed.head_rows, element_bytes),
+    }
+
+
+def _linear(weights: int, tokens: int, element_bytes: int) -> Cost:
+    return Cost(weights * element_bytes, 2 * weights * tokens)
+
+
+def total(costs: Mapping[str, Cost]) -> Cost:
+    """The sum over components."""
+    result = Cost(0.0, 0.0)
+    for cost in costs.values():
+        result += cost
+    return result
+
+
+def floor_seconds(cost: Cost, rates: Rates) -> float:
+    """The larger of bytes / bandwidth and FLOPs / rate."""
+    return max(cost.bytes / rates.bandwidth, cost.flops / rates.flops)
+
+
+def bound_by(cost: Cost, rates: Rates) -> str:
+    """Which of the two is the larger: "bandwidth" or "flops"."""
+    return "bandwidth" if cost.bytes / rates.bandwidth >= cost.flops / rates.flops else "flops"

@@ -1,0 +1,167 @@
+"""`dllm-sparse bench`: how fast it is, and how far from the floor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dllm_sparse.cli import options as opt
+from dllm_sparse.cli.output import Output
+from dllm_sparse.types import UsageError
+
+if TYPE_CHECKING:
+    from dllm_sparse.models.loading import LanguageModel
+
+_WORKLOAD = "Workload"
+
+bench = typer.Typer(help="Measure speed beside the floor of the hardware.", no_args_is_help=True)
+
+BenchModelOpt = Annotated[
+    str | None,
+    typer.Option("--model", help="Alias, folder or hub id; default tiny-diffusion.", rich_help_panel="Model"),
+]
+ShapeOpt = Annotated[
+    str | None,
+    typer.Option(help="Random weights of a public checkpoint's shape, e.g. llada-8b.", rich_help_panel="Model"),
+]
+
+
+@bench.callback()
+def root() -> None:
+    """Measure speed beside the floor of the hardware."""
+
+
+@bench.command()
+def engine(
+    model: BenchModelOpt = None,
+    shape: ShapeOpt = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Rows; several times for several. [1]", rich_help_panel=_WORKLOAD)
+    ] = None,
+    prompt_length: Annotated[int, typer.Option(help="Tokens of every prompt.", rich_help_panel=_WORKLOAD)] = 128,
+    engine: Annotated[str, typer.Option(help="What runs the forwards.", rich_help_panel=_WORKLOAD)] = "eager",
+    repeats: Annotated[int, typer.Option(help="Timed generations.", rich_help_panel=_WORKLOAD)] = 5,
+    gen_length: opt.GenLengthOpt = 128,
+    steps: opt.StepsOpt = None,
+    block_length: opt.BlockLengthOpt = 32,
+    cfg_scale: opt.CfgScaleOpt = 0.0,
+    cache: opt.CacheOpt = "none",
+    threshold: opt.ThresholdOpt = None,
+    factor: opt.FactorOpt = None,
+    seed: opt.SeedOpt = 0,
+    device: opt.DeviceOpt = "auto",
+    dtype: opt.DtypeOpt = "auto",
+    revision: opt.RevisionOpt = None,
+    out: opt.OutOpt = None,
+    as_json: opt.JsonOpt = False,
+    quiet: opt.QuietOpt = False,
+) -> None:
+    """Time `generate`: ms per forward, tokens/s, share of the bandwidth or FLOP floor, memory, components.
+
+    Example: dllm-sparse bench engine --shape llada-8b --cache dual --prompt-length 512 --batch 1 --batch 8
+    """
+    from dllm_sparse.bench.engine import EngineWorkload, bench_engine
+    from dllm_sparse.bench.machine import rates
+    from dllm_sparse.samplers.config import SamplerConfig
+
+    output = Output(as_json=as_json, quiet=quiet)
+    sampler = SamplerConfig(
+        gen_length=gen_length,
+        steps=steps,
+        block_length=block_length,
+        cfg_scale=cfg_scale,
+        cache=cache,
+        threshold=threshold,
+        factor=factor,
+        seed=seed,
+    )
+    workloads = [
+        EngineWorkload(sampler=sampler, batch=rows, prompt_length=prompt_length, engine=engine, repeats=repeats)
+        for rows in batch or [1]
+    ]
+    lm = _load(output, model, shape, device, dtype, revision)
+    speed = rates(lm.device, lm.dtype)
+    output.say(f"{speed.bandwidth / 1e9:,.1f} GB/s, {speed.flops / 1e12:,.2f} TFLOP/s ({speed.source})")
+    rows = []
+    for workload in workloads:
+        output.say(f"batch {workload.batch}: {1 + 2 * repeats} generations of {gen_length} tokens")
+        rows.append(bench_engine(lm, workload, speed))
+    _answer(output, rows, out)
+
+
+def _load(
+    output: Output, model: str | None, shape: str | None, device: str, dtype: str, revision: str | None
+) -> LanguageModel:
+    from dllm_sparse.models.loading import load, random_model
+
+    if model is not None and shape is not None:
+        raise UsageError("--model and --shape are two ways to say what to measure; give one of them")
+    if shape is not None:
+        lm = random_model(shape, device=device, dtype=dtype)
+    else:
+        lm = load(model or "tiny-diffusion", device=device, dtype=dtype, revision=revision)
+    precision = str(lm.dtype).removeprefix("torch.")
+    output.say(f"{lm.name}: {lm.config.parameters / 1e6:,.1f}M parameters, {precision} on {lm.device}")
+    return lm
+
+
+def _answer(output: Output, rows: list[dict[str, Any]], out: Path | None) -> None:
+    from dllm_sparse.bench.engine import SCHEMA
+
+    value = {"schema": SCHEMA, "rows": rows}
+    if output.as_json:
+        output.json(value)
+    else:
+        for row in rows:
+            _table(output, row)
+        output.answer(rows[0]["count_rule"])
+    if out is not None:
+        files = _write(out, value)
+        if not output.as_json:
+            output.paths(files)
+
+
+def _table(output: Output, row: dict[str, Any]) -> None:
+    """One workload for people."""
+    output.answer(
+        f"{row['model']}, batch {row['batch']}, prompt {row['prompt_length']}, engine {row['engine']}: "
+        f"{_range(row['ms_per_forward'])} ms a forward, {row['forwards']} forwards, "
+        f"{_range(row['tokens_per_second'], 1)} tokens/s, "
+        f"{_range(row['canvas_tokens_per_second'], 1)} canvas tokens/s, "
+        f"peak memory {row['peak_memory_bytes'] / 2**30:.2f} GiB"
+    )
+    output.answer(
+        f"  {'forward':<10}{'count':>6}{'tokens':>8}{'ms [20 %, 80 %]':>28}{'floor ms':>10}{'share':>7}  bound"
+    )
+    for step in row["steps"]:
+        output.answer(
+            f"  {step['forward']:<10}{step['per_generation']:>6}{step['tokens']:>8.0f}{_range(step['ms']):>28}"
+            f"{step['floor_ms']:>10.2f}{step['share_of_floor']:>7.0%}  {step['bound']}"
+        )
+    if row["components_ms_per_forward"]:
+        parts = (f"{name} {value:.2f}" for name, value in row["components_ms_per_forward"].items())
+        output.answer(f"  ms a forward by component: {', '.join(parts)}")
+
+
+def _range(timing: dict[str, float], digits: int = 2) -> str:
+    return f"{timing['median']:.{digits}f} [{timing['low']:.{digits}f}, {timing['high']:.{digits}f}]"
+
+
+def _write(out: Path, value: dict[str, Any]) -> list[Path]:
+    from dllm_sparse.files import write_json, write_text
+    from dllm_sparse.report.roofline import write_roofline
+
+    header = "model,dtype,engine,batch,prompt_length,forward,count,tokens,ms,ms_q20,ms_q80,floor_ms,share_of_floor"
+    lines = [header]
+    for row in value["rows"]:
+        for step in row["steps"]:
+            ms = step["ms"]
+            name = row["model"].replace(",", " ")
+            facts = [name, row["dtype"], row["engine"], row["batch"], row["prompt_length"], step["forward"]]
+            facts += [step["per_generation"], step["tokens"], ms["median"], ms["low"], ms["high"]]
+            lines.append(",".join(str(fact) for fact in [*facts, step["floor_ms"], step["share_of_floor"]]))
+    files = [write_json(out / "engine.json", value), write_text(out / "engine.csv", "\n".join(lines) + "\n")]
+    picture = write_roofline(out / "roofline.png", value["rows"])
+    return [*files, picture] if picture else files
