@@ -33,6 +33,9 @@ class TappedFFN(Protocol):
         ...
 
 
+Product = Callable[[nn.Linear, Tensor], Tensor]
+"""A linear layer applied to values [B, T, K] -> [B, T, N]; backends bring ones that skip zeros."""
+
 FFNOverride = Callable[["FeedForward", Tensor, StepContext | None], Tensor]
 """Replaces the dense FFN of one layer: (ffn, x [B, T, D], context) -> [B, T, D]."""
 
@@ -180,17 +183,17 @@ class FeedForward(nn.Module):
         norms: Tensor = consumer.weight.float().norm(dim=0)
         return norms
 
-    def tapped(self, x: Tensor, tap: Tap, *, dense_gate: bool = False) -> Tensor:
+    def tapped(self, x: Tensor, tap: Tap, *, dense_gate: bool = False, product: Product = nn.Linear.__call__) -> Tensor:
         """The same computation with `tap` called at input, gate, up and intermediate, in that order.
 
         `dense_gate` lets the gate projection see x as it was: only the up projection gets the tapped input.
+        `product` applies the two matrices to tapped values.
         """
-        gate, up = self.gate_up_proj(tap("input", x)).chunk(2, dim=-1)
+        gate, up = product(self.gate_up_proj, tap("input", x)).chunk(2, dim=-1)
         if dense_gate:
             gate = self.gate_up_proj(x).chunk(2, dim=-1)[0]
         gate, up = tap("gate", self.activation(gate)), tap("up", up)
-        out: Tensor = self.down_proj(tap("intermediate", gate * up))
-        return out
+        return product(self.down_proj, tap("intermediate", gate * up))
 
 
 class Block(nn.Module):

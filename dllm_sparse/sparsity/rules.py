@@ -24,6 +24,9 @@ _UNUSED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 _SUM_ERROR = 4e-6
 
 _INFINITY_BITS = 0x7F800000
+# Entries up to which a sort (45 us for 576, 240 for 4096) beats the bisection's many calls (500 us).
+_SORTED_ENTRIES = 1 << 12
+
 _MOST_SNAPS = 6  # entries tried one by one before a row is sorted
 
 
@@ -128,7 +131,7 @@ def _mass_threshold(score: Tensor, p: float, unused_bits: int) -> Tensor:
     if can_select(score):
         threshold = mass_threshold(score, p * _finite_total(score))
         return threshold.masked_fill_(threshold == 0, torch.inf)
-    if score.dtype == torch.float64:
+    if score.dtype == torch.float64 or score.numel() <= _SORTED_ENTRIES:
         return _sorted_threshold(score, p)
     total = score.sum(-1, keepdim=True)
     threshold, slack = _search(score, p * total, unused_bits)

@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from dllm_sparse.kernels.dispatch import resolve_backend
 from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.models.transformer import FeedForward, FFNOverride, Tap, TappedFFN
+from dllm_sparse.sparsity.backends import MaskedFFN, sparse_ffn
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
 from dllm_sparse.sparsity.scopes import scoped_mask
@@ -41,13 +41,19 @@ class Sparsifier(Observer):
     ) -> None:
         self.config = config
         self.apply = apply
-        self.backend = resolve_backend(config.backend, lm.device)
+        self._sparse = sparse_ffn(config.backend, lm.device, lm.dtype)
+        self._dense = MaskedFFN()
         self.counts = SparsityCounts()
         self._observers = observers
         self._causal = lm.config.causal
         _check_layers(config, lm.config.layers)
         self._norms: dict[Site, Tensor] = {}
         self._stored: dict[Site, Tensor] = {}
+
+    @property
+    def backend(self) -> str:
+        """What computed the FFNs so far."""
+        return self._sparse.name
 
     @property
     def sparsity(self) -> dict[str, float]:
@@ -63,7 +69,13 @@ class Sparsifier(Observer):
         if context is None:
             classes = torch.full(x.shape[:2], TokenClass.PROMPT, dtype=torch.int8, device=x.device)
             context = StepContext(Step(0, 1), classes)
-        return ffn.tapped(x, self.tap(ffn, context), dense_gate=self.dense_gate)
+        compute = self._sparse if self._masks(ffn.layer, context) else self._dense
+        return compute(ffn, x, self.tap(ffn, context), dense_gate=self.dense_gate)
+
+    def _masks(self, layer: int, context: StepContext) -> bool:
+        """False where nothing is masked, so that nothing can be skipped: the dense products, to the last bit."""
+        masked = self.config.layers is None or layer in self.config.layers
+        return self.apply and masked and not self.config.is_identity(self.config.p_at(context.step.fraction, layer))
 
     @property
     def dense_gate(self) -> bool:

@@ -324,3 +324,50 @@ def test_chosen_layers_alone_are_masked_and_counted() -> None:
 def test_layers_the_model_does_not_have(values: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words), ds.sparsify(tiny_lm(), ds.SparsityConfig(**values)):
         pass
+
+
+def test_the_cpu_backend_decodes_what_masking_decodes() -> None:
+    lm, prompt = tiny_lm("autoregressive"), random_ids(2, 5)
+    sampler = ds.SamplerConfig(gen_length=8)
+    plain = ds.generate(lm, prompt_ids=prompt, sampler=sampler, sparsity=ds.SparsityConfig(p=0.5, backend="reference"))
+    skipping = ds.generate(lm, prompt_ids=prompt, sampler=sampler, sparsity=ds.SparsityConfig(p=0.5, backend="cpu"))
+    assert torch.equal(plain.ids, skipping.ids)
+    assert plain.sparsity == skipping.sparsity
+    assert (plain.sparsity_report["backend"], skipping.sparsity_report["backend"]) == ("reference", "cpu")
+    weight = lm.transformer.ffns[0].gate_up_proj.weight
+    assert weight.t().is_contiguous()  # stored by input, values as they were
+    assert torch.equal(weight, tiny_lm("autoregressive").transformer.ffns[0].gate_up_proj.weight)
+
+
+@pytest.mark.parametrize("sites", ["input", "up", "gate", "intermediate", "all_inputs"])
+@pytest.mark.parametrize("facts", [{}, {"mlp_bias": True}])
+def test_the_cpu_backend_computes_what_masking_computes(sites: str, facts: dict[str, Any]) -> None:
+    lm = tiny_lm("autoregressive", **facts)
+    for gate_input in ("masked", "dense"):
+        options = {"p": 0.6, "sites": sites, "gate_input": gate_input}
+        found = []
+        for backend in ("reference", "cpu"):
+            with ds.sparsify(lm, ds.SparsityConfig(**options, backend=backend)) as handle:
+                found.append(lm.logits(random_ids(1, 3)))
+                assert handle.backend == backend
+        torch.testing.assert_close(*found)
+
+
+def test_p_1_is_bitwise_dense_on_every_backend() -> None:
+    lm = tiny_lm("autoregressive")
+    for _ in range(2):  # with weights stored as loaded, then by input
+        dense = lm.logits(random_ids(1, 3))
+        for backend in ("auto", "cpu"):
+            with ds.sparsify(lm, ds.SparsityConfig(p=1.0, backend=backend)):
+                assert torch.equal(lm.logits(random_ids(1, 3)), dense)
+        with ds.sparsify(lm, ds.SparsityConfig(p=0.5, backend="cpu")):
+            lm.logits(random_ids(1, 3))
+
+
+def test_auto_skips_where_it_pays_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dllm_sparse.kernels.dispatch.CPU_LEAST_WEIGHTS", 0)
+    lm = tiny_lm("autoregressive")
+    for p, tokens, name in ((0.999, 1, "reference"), (0.1, 1, "cpu"), (0.1, 5, "reference")):
+        with ds.sparsify(lm, ds.SparsityConfig(p=p, backend="auto")) as handle:
+            lm.logits(random_ids(1, tokens))
+        assert handle.backend == name

@@ -1,0 +1,82 @@
+"""What computes one layer's FFN once its masks are known: the dense product of masked values, or one that skips them.
+
+To add a backend: a class with `SparseFFN`'s two members, a name in `sparsity/config.py`'s `Backend` and a line in
+`sparse_ffn`. It is called once per layer and forward, and must give what `MaskedFFN` gives up to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dllm_sparse.kernels.cpu import sparse_matvec
+from dllm_sparse.kernels.dispatch import CPU_MOST_TOKENS, cpu_pays, resolve_backend
+from dllm_sparse.kernels.storage import by_input
+from dllm_sparse.models.transformer import FeedForward, Tap
+
+
+class SparseFFN(Protocol):
+    """Computes one FFN. `tap` masks (and counts, and shows) the values of a site: call it at every site, in order."""
+
+    @property
+    def name(self) -> str:
+        """What ran, for reports."""
+
+    def __call__(self, ffn: FeedForward, x: Tensor, tap: Tap, *, dense_gate: bool) -> Tensor:
+        """[B, T, D] -> [B, T, D]; with `dense_gate` the gate projection sees x unmasked."""
+
+
+class MaskedFFN:
+    """The plain twin of every backend: dense products of masked values."""
+
+    name = "reference"
+
+    def __call__(self, ffn: FeedForward, x: Tensor, tap: Tap, *, dense_gate: bool) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return ffn.tapped(x, tap, dense_gate=dense_gate)
+
+
+class CpuFFN:
+    """Skips the zeros of up to 4 tokens; the dense product does the rest (prefill, blocks, values with few zeros).
+
+    `always` skips wherever there is a zero; otherwise only where the measured rule says that it pays.
+    """
+
+    def __init__(self, *, always: bool) -> None:
+        self._always = always
+        self._skipped = False
+
+    @property
+    def name(self) -> str:
+        """ "cpu" once a product skipped something, or where that was asked for."""
+        return "cpu" if self._always or self._skipped else "reference"
+
+    def __call__(self, ffn: FeedForward, x: Tensor, tap: Tap, *, dense_gate: bool) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return ffn.tapped(x, tap, dense_gate=dense_gate, product=self._product)
+
+    def _product(self, linear: nn.Linear, values: Tensor) -> Tensor:
+        rows = values.flatten(0, -2)
+        if len(rows) > CPU_MOST_TOKENS or not self._skips(linear, rows):
+            out: Tensor = linear(values)
+            return out
+        self._skipped = True
+        out = sparse_matvec(rows, by_input(linear))
+        if linear.bias is not None:
+            out += linear.bias
+        return out.view(*values.shape[:-1], -1)
+
+    def _skips(self, linear: nn.Linear, rows: Tensor) -> bool:
+        kept = int(rows.count_nonzero())
+        if self._always:
+            return kept < rows.numel()
+        return cpu_pays(kept, len(rows), linear.in_features, linear.out_features, rows.dtype)
+
+
+def sparse_ffn(backend: str, device: torch.device, dtype: torch.dtype) -> SparseFFN:
+    """The implementation behind a backend's name; raises BackendUnavailable where an explicit one cannot run."""
+    if resolve_backend(backend, device, dtype) == "cpu":
+        return CpuFFN(always=backend == "cpu")
+    return MaskedFFN()
