@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dllm_sparse.analysis.rank import effective_rank
     from dllm_sparse.evaluation.options import ScoringOptions
     from dllm_sparse.generation import Generation, generate
+    from dllm_sparse.models.hf import wrap
     from dllm_sparse.models.loading import LanguageModel, load
     from dllm_sparse.report.compare import Comparison, compare
     from dllm_sparse.report.critical import CriticalReport, critical_sparsity
@@ -45,6 +46,7 @@ _HOMES = {
     "effective_rank": "analysis.rank",
     "LanguageModel": "models.loading",
     "load": "models.loading",
+    "wrap": "models.hf",
     "SamplerConfig": "samplers.config",
     "log_likelihood": "samplers.likelihood",
     "SparsityConfig": "sparsity.config",
@@ -89,6 +91,7 @@ __all__ = [
     "log_likelihood",
     "sparsify",
     "top_p_mask",
+    "wrap",
 ]
 
 

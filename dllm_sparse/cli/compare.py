@@ -57,6 +57,7 @@ def compare(
     seed: opt.SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
     dtype: opt.DtypeOpt = "auto",
+    engine: opt.EngineOpt = "auto",
     confirm_run_unsafe_code: sweep.UnsafeOpt = False,
     out: opt.OutOpt = None,
     as_json: opt.JsonOpt = False,
@@ -93,7 +94,9 @@ def compare(
         sampler=sampler,
         allow_code=confirm_run_unsafe_code,
     )
-    models = [load(name, device=own_device, dtype=dtype) for name in named or ["tiny-diffusion", "tiny-ar"]]
+    models = [
+        load(name, device=own_device, dtype=dtype, engine=engine) for name in named or ["tiny-diffusion", "tiny-ar"]
+    ]
     with sweep.SweepProgress(output, first=processes.first) as progress:
         result = run(
             tasks=workload,

@@ -47,6 +47,7 @@ def critical_sparsity(
     device: opt.DeviceOpt = "auto",
     dtype: opt.DtypeOpt = "auto",
     revision: opt.RevisionOpt = None,
+    engine: opt.EngineOpt = "auto",
     confirm_run_unsafe_code: sweep.UnsafeOpt = False,
     out: opt.OutOpt = None,
     as_json: opt.JsonOpt = False,
@@ -86,7 +87,7 @@ def critical_sparsity(
         published=protocol,
         allow_code=confirm_run_unsafe_code,
     )
-    lm = load(model, device=own_device, dtype=dtype, revision=revision)
+    lm = load(model, device=own_device, dtype=dtype, revision=revision, engine=engine)
     with sweep.SweepProgress(output, first=processes.first) as progress:
         report = run(
             lm,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dllm_sparse.cli import options as opt
+from dllm_sparse.cli.opening import open_model
 from dllm_sparse.cli.output import Output
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def drift_report(
     device: opt.DeviceOpt = "auto",
     dtype: opt.DtypeOpt = "auto",
     revision: opt.RevisionOpt = None,
+    engine: opt.EngineOpt = "auto",
     out: Annotated[Path, typer.Option("--out", help="Folder for the files.", rich_help_panel="Output")] = Path(
         "drift-report"
     ),
@@ -109,7 +111,7 @@ def drift_report(
     experiments = {"reuse": reuse, "snapshot_every": every, "deltas": deltas}
     texts = _prompts(prompts, limit)
     output = Output(as_json=as_json, quiet=quiet)
-    lm = _load(output, model, device, dtype, revision)
+    lm = open_model(output, model, device, dtype, revision, engine)
     if lm.kind == "diffusion":
         sampler.check_blocks()
     use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
@@ -129,14 +131,6 @@ def _prompts(file: Path | None, limit: int | None) -> list[str]:
     from dllm_sparse.cli.prompts import read_prompts
 
     return bundled_prompts(limit or DEFAULT_COUNT) if file is None else read_prompts(file)[:limit]
-
-
-def _load(output: Output, model: str, device: str, dtype: str, revision: str | None) -> LanguageModel:
-    from dllm_sparse.models.loading import load
-
-    lm = load(model, device=device, dtype=dtype, revision=revision)
-    output.say(f"{model}: {lm.kind}, {lm.config.parameters / 1e6:,.1f}M parameters, on {lm.device}")
-    return lm
 
 
 def _run(

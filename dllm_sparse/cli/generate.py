@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dllm_sparse.cli import options as opt
+from dllm_sparse.cli.opening import open_model
 from dllm_sparse.cli.output import Output
 from dllm_sparse.cli.prompts import gather_prompts
 
@@ -61,6 +62,7 @@ def generate(
     device: opt.DeviceOpt = "auto",
     dtype: opt.DtypeOpt = "auto",
     revision: opt.RevisionOpt = None,
+    engine: opt.EngineOpt = "auto",
     watch: Annotated[bool, typer.Option("--watch", help="Show the canvas while it unmasks.")] = False,
     out: opt.OutOpt = None,
     as_json: opt.JsonOpt = False,
@@ -105,7 +107,7 @@ def generate(
     texts = gather_prompts(prompt or [], prompts)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails now, not after an hour of decoding
-    lm = _load(output, model, device, dtype, revision)
+    lm = open_model(output, model, device, dtype, revision, engine)
     if lm.kind == "diffusion":
         sampler.check_blocks()
     use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
@@ -123,16 +125,6 @@ def generate(
             _answer(output, texts, results, config, out)
         raise
     _answer(output, texts, results, config, out)
-
-
-def _load(output: Output, model: str, device: str, dtype: str, revision: str | None) -> LanguageModel:
-    from dllm_sparse.models.loading import load
-
-    lm = load(model, device=device, dtype=dtype, revision=revision)
-    kind = "masked diffusion" if lm.kind == "diffusion" else "autoregressive"
-    precision = str(lm.dtype).removeprefix("torch.")
-    output.say(f"{model}: {kind}, {lm.config.parameters / 1e6:,.1f}M parameters, {precision} on {lm.device}")
-    return lm
 
 
 def _run(

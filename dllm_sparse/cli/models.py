@@ -31,6 +31,8 @@ def models(as_json: opt.JsonOpt = False) -> None:
     output.answer("Any local folder of these families loads too (--model FOLDER):")
     for family in families:
         output.answer(f"  {family['model_type']:<10}{family['name']:<18}{family['kind']}")
+    output.answer("")
+    output.answer("Any other causal LM that transformers knows, with a GLU, a plain MLP or packed experts, runs there.")
 
 
 def _bundled_rows() -> list[dict[str, Any]]:

@@ -16,7 +16,17 @@ ModelOpt = Annotated[
     str,
     typer.Option("--model", help="Alias (see `dllm-sparse models`), folder or hub id.", rich_help_panel=_MODEL),
 ]
-DeviceOpt = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MODEL)]
+DeviceOpt = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda or cuda:N; balanced spreads a model over all (engine transformers).",
+        rich_help_panel=_MODEL,
+    ),
+]
+EngineOpt = Annotated[
+    Literal["auto", "native", "transformers"],
+    typer.Option(help="auto: native where the family is known, else transformers.", rich_help_panel=_MODEL),
+]
 DtypeOpt = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(help="auto: the checkpoint's own on a GPU, float32 on a CPU.", rich_help_panel=_MODEL),

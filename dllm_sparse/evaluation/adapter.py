@@ -20,7 +20,7 @@ from dllm_sparse.evaluation.jobs import Measured
 from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.processes import Processes, join
 from dllm_sparse.evaluation.scorer import Answer, Request, RequestKind, Scorer
-from dllm_sparse.models.loading import load
+from dllm_sparse.models.loading import EngineChoice, load
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.types import UsageError
@@ -43,6 +43,7 @@ class DllmSparseLM(LM):  # type: ignore[misc]
         device: str | None = None,
         dtype: str = "auto",
         revision: str | None = None,
+        engine: EngineChoice = "auto",
         **options: Any,
     ) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class DllmSparseLM(LM):  # type: ignore[misc]
         self._rank, self._world_size = processes.rank, processes.world
         options = {name: value for name, value in options.items() if name not in _IGNORED}
         scoring, sampler, sparsity = _split(options)
-        self.lm = load(pretrained, device=own_device, dtype=dtype, revision=revision)
+        self.lm = load(pretrained, device=own_device, dtype=dtype, revision=revision, engine=engine)
         self._device = self.lm.device
         # lm-eval deals documents to the processes itself; each scores its own share.
         self.scorer = Scorer(self.lm, scoring, sampler, Processes.alone())

@@ -34,6 +34,7 @@ def model_fingerprint(lm: LanguageModel) -> dict[str, Any]:
             tokenizer.update(str(lm.tokenizer(probe)["input_ids"]).encode())
     return {
         "kind": lm.kind,
+        "engine": lm.engine,
         "config": lm.config.to_dict(),
         "weights_sha256": digest.hexdigest(),
         "tokenizer_sha256": tokenizer.hexdigest(),
@@ -44,7 +45,7 @@ def model_fingerprint(lm: LanguageModel) -> dict[str, Any]:
 
 def _checksum(values: torch.Tensor) -> int:
     """Sum of the bit patterns, each times its place (modulo 2^64): any changed, moved or swapped weight shows."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
     flat = values.contiguous().view(integer).flatten()
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
     for start in range(0, flat.numel(), _CHUNK):

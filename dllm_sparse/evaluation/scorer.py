@@ -93,7 +93,8 @@ class Scorer:
         self, prepared: Prepared, sparsity: SparsityConfig | None = None, advance: Advance | None = None
     ) -> tuple[list[Answer], Measured]:
         """Answers in the order of the requests, and the sparsity measured; every process gets both."""
-        shared = sparsity is None or sparsity.scope == "token"
+        # transformers' caches are not ours to copy rows of.
+        shared = self.lm.engine == "native" and (sparsity is None or sparsity.scope == "token")
         if shared not in prepared.jobs:
             batches = plan(self.lm, prepared.pairs, self.options, share_prompts=shared)
             cfg_scale = self.options.cfg_scale if self.lm.kind == "diffusion" else 0.0

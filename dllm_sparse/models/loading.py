@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,10 +19,13 @@ from dllm_sparse.models.families import Family
 from dllm_sparse.models.resolve import checkpoint_folder
 from dllm_sparse.models.shapes import SHAPES
 from dllm_sparse.models.transformer import Transformer
-from dllm_sparse.types import CheckpointError, Kind, Step, StepContext, TokenClass, UsageError
+from dllm_sparse.types import CheckpointError, Kind, Step, StepContext, TokenClass, UnsupportedArchitecture, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Engine = Literal["native", "transformers"]
+EngineChoice = Literal["auto", "native", "transformers"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -47,9 +50,10 @@ class LanguageModel:
         revision: str | None = None,
         *,
         read_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
+        engine: Engine = "native",
     ) -> None:
         self.name, self.kind, self.config, self.transformer = name, kind, config, transformer
-        self.family, self.revision = family, revision
+        self.family, self.revision, self.engine = family, revision, engine
         self._tokenizer, self._read_tokenizer = tokenizer, read_tokenizer
 
     @property
@@ -67,7 +71,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.transformer.embedding.weight.device
+        return self.transformer.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,18 +108,30 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
+    engine: EngineChoice = "auto",
 ) -> LanguageModel:
     """Loads a model by alias, local folder or hub id.
 
     `device="auto"` is CUDA when there is one. `dtype="auto"` is the checkpoint's own type on CUDA and float32 on a
-    CPU. Raises ModelNotFound, UnsupportedArchitecture or CheckpointError; pickle weights are refused.
+    CPU. `engine="auto"` runs native families natively and every other causal LM through transformers, where `device`
+    may also be "balanced" or "sequential" (spread by accelerate). Raises ModelNotFound, UnsupportedArchitecture or
+    CheckpointError; pickle weights are refused.
     """
+    if engine not in get_args(EngineChoice):
+        raise UsageError(f"engine is {engine!r}; allowed: {', '.join(get_args(EngineChoice))}")
     folder = checkpoint_folder(name, revision)
-    family, config, stored_dtype = read_config(folder)
+    if engine == "transformers":
+        return _through_transformers(name, folder, device, dtype, revision)
+    try:
+        family, config, stored_dtype = read_config(folder)
+    except UnsupportedArchitecture as error:
+        if engine == "native":
+            raise
+        return _through_transformers(name, folder, device, dtype, revision, refusal=error)
     target = _device(device)
     transformer = _empty_transformer(config, target, _dtype(dtype, stored_dtype, target))
     fill_weights(transformer, folder, family)
-    reader = partial(_tokenizer, folder, family) if _has_tokenizer(folder) else None
+    reader = tokenizer_reader(folder, family.kind)
     return LanguageModel(
         name, family.kind, config, transformer, family=family.name, revision=revision, read_tokenizer=reader
     )
@@ -143,6 +159,29 @@ def random_model(
             parameter.normal_(0.0, 0.02, generator=generator)
     kind: Kind = "autoregressive" if SHAPES[name].causal else "diffusion"
     return LanguageModel(f"{name} (random weights)", kind, SHAPES[name], transformer)
+
+
+def _through_transformers(
+    name: str,
+    folder: Path,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    revision: str | None,
+    refusal: UnsupportedArchitecture | None = None,
+) -> LanguageModel:
+    """The transformers engine; where it is only the fallback, `refusal` says why the native one declined."""
+    from dllm_sparse.models import hf
+
+    if refusal is not None and hf.known_config(folder) is None:
+        raise refusal
+    spread = device in hf.DEVICE_MAPS
+    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if spread else _device(device)
+    stored = dtype == "auto" and target.type == "cuda"
+    wanted = None if stored else _dtype(dtype, torch.float32, target)
+    try:
+        return hf.load_with_transformers(name, folder, str(device) if spread else target, wanted, revision)
+    except UnsupportedArchitecture as error:
+        raise UnsupportedArchitecture(f"{refusal}. Through transformers: {error}" if refusal else str(error)) from None
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -282,11 +321,13 @@ def _difference(missing: set[str], extra: list[str]) -> str:
     return "; ".join(parts)
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).exists() for name in _TOKENIZER_FILES)
+def tokenizer_reader(folder: Path, kind: Kind) -> Callable[[], PreTrainedTokenizerBase] | None:
+    """What reads the folder's tokenizer when it is asked for; None where there is none."""
+    here = any((folder / name).exists() for name in _TOKENIZER_FILES)
+    return partial(_tokenizer, folder, kind) if here else None
 
 
-def _tokenizer(folder: Path, family: Family) -> Any:
+def _tokenizer(folder: Path, kind: Kind) -> Any:
     try:
         if _is_plain_fast(folder):
             # AutoTokenizer would load every model's configuration first, which takes two seconds.
@@ -296,7 +337,7 @@ def _tokenizer(folder: Path, family: Family) -> Any:
         from transformers import AutoTokenizer, PreTrainedConfig
 
         # transformers knows no diffusion family: an empty config keeps it from guessing at the folder's.
-        config = PreTrainedConfig() if family.kind == "diffusion" else None
+        config = PreTrainedConfig() if kind == "diffusion" else None
         return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a bare Exception on a corrupt file
         raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error

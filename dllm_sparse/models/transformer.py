@@ -242,9 +242,14 @@ class Transformer(nn.Module):
         """The FFN of every layer, in order."""
         return [block.ffn for block in self.blocks]  # type: ignore[misc]
 
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.embedding.weight.device
+
     def new_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` rows of `length` canvas positions."""
-        return KVCache(self.config, batch, length, self.embedding.weight.device, self.embedding.weight.dtype)
+        return KVCache(self.config, batch, length, self.device, self.embedding.weight.dtype)
 
     def forward(
         self,

@@ -78,6 +78,11 @@ class Sparsifier(Observer):
         return self.apply and masked and not self.config.is_identity(self.config.p_at(context.step.fraction, layer))
 
     @property
+    def site_names(self) -> tuple[SiteName, ...]:
+        """The sites it taps."""
+        return self.config.site_names
+
+    @property
     def dense_gate(self) -> bool:
         """Whether the gate projection sees x as it was."""
         return self.config.gate_input == "dense"

@@ -1,0 +1,27 @@
+"""Loading the model a command asked for, and saying what it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dllm_sparse.cli.output import Output
+
+if TYPE_CHECKING:
+    from dllm_sparse.models.loading import EngineChoice, LanguageModel
+
+
+def open_model(
+    output: Output, model: str, device: str, dtype: str, revision: str | None, engine: EngineChoice
+) -> LanguageModel:
+    """The model; narrates its kind and size, and in the transformers engine where its FFNs were found."""
+    from dllm_sparse.models.hooked import HookedTransformer
+    from dllm_sparse.models.loading import load
+
+    lm = load(model, device=device, dtype=dtype, revision=revision, engine=engine)
+    kind = "masked diffusion" if lm.kind == "diffusion" else "autoregressive"
+    precision = str(lm.dtype).removeprefix("torch.")
+    output.say(f"{model}: {kind}, {lm.config.parameters / 1e6:,.1f}M parameters, {precision} on {lm.device}")
+    if isinstance(lm.transformer, HookedTransformer):
+        for sentence in lm.transformer.found.sentences:
+            output.say(f"through transformers: {sentence}")
+    return lm

@@ -1,0 +1,165 @@
+"""`wrap` and the transformers engine: any causal LM with a GLU, a plain MLP or packed experts becomes a LanguageModel.
+
+Safetensors only; no remote code. Native families run in the native engine unless `engine="transformers"` is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from dllm_sparse.models.config import Activation
+from dllm_sparse.models.hooked import HookedConfig, HookedTransformer
+from dllm_sparse.models.layouts import find_ffns
+from dllm_sparse.models.loading import LanguageModel, tokenizer_reader
+from dllm_sparse.types import CheckpointError, UnsupportedArchitecture
+
+DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")
+"""Values of `device` that spread a model over the GPUs, and over CPU memory where they are full (accelerate)."""
+
+_DEFAULT_POSITIONS = 2048  # of models without a position limit (ALiBi): their usual training length
+_POSITION_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
+
+
+def wrap(
+    model: Any,
+    tokenizer: Any = None,
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    read_tokenizer: Callable[[], Any] | None = None,
+) -> LanguageModel:
+    """A transformers causal LM already in memory, on whatever devices, as a LanguageModel; its weights stay its own.
+
+    Works under accelerate (`device_map="auto"`, offloading). Raises UnsupportedArchitecture where no FFN is found.
+    """
+    text = model.config.get_text_config(decoder=True)
+    found = find_ffns(model, text.model_type, text.num_hidden_layers, text.hidden_size)
+    model.eval()
+    network = HookedTransformer(model, _describe(model, text), found)
+    title = name or getattr(model.config, "_name_or_path", "") or text.model_type
+    return LanguageModel(
+        title,
+        "autoregressive",
+        network.config,
+        network,
+        tokenizer,
+        family=text.model_type,
+        revision=revision,
+        read_tokenizer=read_tokenizer,
+        engine="transformers",
+    )
+
+
+def load_with_transformers(
+    name: str, folder: Path, device: torch.device | str, dtype: torch.dtype | None, revision: str | None
+) -> LanguageModel:
+    """Loads a checkpoint folder through transformers. `device` may be one of DEVICE_MAPS; dtype None is the stored one.
+
+    Raises UnsupportedArchitecture before any weight is read, CheckpointError for missing, extra or unreadable weights.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    config = known_config(folder)
+    if config is None:
+        raise UnsupportedArchitecture(f"{folder}: transformers knows no causal LM of this kind")
+    _check_structure(config, folder)
+    place: Any = device if device in DEVICE_MAPS else {"": device}
+    options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": place, "config": config}
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder), trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot load it ({error})") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if wrong := sorted(info["missing_keys"]) or sorted(info["unexpected_keys"]):
+        kind = "missing" if info["missing_keys"] else "unexpected"
+        raise CheckpointError(f"{folder}: {kind} tensors: {', '.join(wrong[:3])}")
+    model.requires_grad_(False)
+    reader = tokenizer_reader(folder, "autoregressive")
+    return wrap(model, name=name, revision=revision, read_tokenizer=reader)
+
+
+def known_config(folder: Path) -> Any:
+    """transformers' own configuration of a folder, or None where it knows no causal LM for it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (ValueError, KeyError, OSError):
+        return None
+    return config if type(config) in AutoModelForCausalLM._model_mapping else None
+
+
+def _check_structure(config: Any, folder: Path) -> None:
+    """Builds the model without memory and looks for its FFNs."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    text = config.get_text_config(decoder=True)
+    try:
+        find_ffns(empty, text.model_type, text.num_hidden_layers, text.hidden_size)
+    except UnsupportedArchitecture as error:
+        raise UnsupportedArchitecture(f"{folder}: {error}") from None
+
+
+def _describe(model: Any, text: Any) -> HookedConfig:
+    """The facts other parts ask for, in the native config's terms."""
+    generation = getattr(model, "generation_config", None)
+    eos = _ids(getattr(generation, "eos_token_id", None)) or _ids(getattr(text, "eos_token_id", None))
+    heads = int(getattr(text, "num_attention_heads", 0) or 0)
+    limits = (getattr(text, name, None) for name in _POSITION_NAMES)
+    return HookedConfig(
+        vocab_size=int(text.vocab_size),
+        width=int(text.hidden_size),
+        layers=int(text.num_hidden_layers),
+        heads=heads,
+        kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // max(heads, 1)),
+        ffn_width=_ffn_width(text),
+        max_positions=int(next((limit for limit in limits if limit), _DEFAULT_POSITIONS)),
+        causal=True,
+        activation=_activation(text),
+        bos_token_id=next(iter(_ids(getattr(text, "bos_token_id", None))), None),
+        eos_token_id=next(iter(eos), None),
+        stop_token_ids=tuple(eos[1:]),
+        pad_token_id=next(iter(_ids(getattr(text, "pad_token_id", None))), None),
+        architecture=type(model).__name__,
+        parameter_count=_count(model),
+        experts=int(getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 0),
+    )
+
+
+def _ffn_width(text: Any) -> int:
+    names = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+    width = next((value for name in names if isinstance(value := getattr(text, name, None), int)), None)
+    return int(width or 4 * text.hidden_size)
+
+
+def _activation(text: Any) -> Activation:
+    names = ("hidden_act", "hidden_activation", "activation_function", "activation")
+    name = next((value for key in names if isinstance(value := getattr(text, key, None), str)), "silu")
+    name = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}.get(name, name)
+    return name if name in get_args(Activation) else "gelu"  # type: ignore[return-value]
+
+
+def _ids(value: Any) -> list[int]:
+    if value is None:
+        return []
+    return [int(item) for item in (value if isinstance(value, (list, tuple)) else [value]) if int(item) >= 0]
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,72 @@
+"""Tiny random checkpoints of many architectures, built by transformers' own classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+_SHAPE = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_PLAIN = {key: value for key, value in _SHAPE.items() if key != "num_key_value_heads"}
+_EXPERTS = {**_SHAPE, "num_experts": 6, "num_experts_per_tok": 2}
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {**_SHAPE, "num_key_value_heads": 4}),
+    "gemma3": ("Gemma3", {**_SHAPE, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "olmo2": ("Olmo2", _SHAPE),
+    "phi3": ("Phi3", _SHAPE),
+    "phi": ("Phi", _SHAPE),
+    "gpt_neox": ("GPTNeoX", _PLAIN),
+    "gpt2": (
+        "GPT2",
+        {
+            **{key: _SHAPE[key] for key in ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id")},
+            **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": 128},
+        },
+    ),
+    "opt": ("OPT", {**_PLAIN, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "bloom": ("Bloom", {**_PLAIN, "n_layer": 2, "n_head": 4}),
+    "olmoe": ("Olmoe", _EXPERTS),
+    "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "moe_intermediate_size": 24, "head_dim": 8, "decoder_sparse_step": 1}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {**_EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40, "decoder_sparse_step": 1},
+    ),
+}
+MIXTURES = ("olmoe", "qwen3_moe", "qwen2_moe")
+
+
+def random_model(name: str) -> Any:
+    """A seeded random causal LM; norms and biases random too, so that nothing is tested on ones and zeros."""
+    title, facts = CLASSES[name]
+    config_title = "Gemma3Text" if name == "gemma3" else title
+    head = "GPT2LMHeadModel" if name == "gpt2" else f"{title}ForCausalLM"
+    torch.manual_seed(0)
+    model = getattr(transformers, head)(getattr(transformers, f"{config_title}Config")(**facts))
+    generator = torch.Generator().manual_seed(1)
+    for key, parameter in model.named_parameters():
+        if "experts." in key or "mlp.gate.weight" in key:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        if "norm" in key or "bias" in key:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval().requires_grad_(False)
+
+
+def saved_model(name: str, folder: Path) -> Any:
+    """The same, written to a folder."""
+    model = random_model(name)
+    model.save_pretrained(folder)
+    return model
