@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dllm_sparse.analysis.heldout import HeldOut
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.models.transformer import Transformer
@@ -64,6 +65,13 @@ def tiny_lm(kind: str = "diffusion", seed: int = 0, **facts: Any) -> LanguageMod
 def random_ids(rows: int, length: int, seed: int = 0, vocabulary: int = 36) -> Tensor:
     """Ids [rows, length] without any special token of `tiny_lm`."""
     return torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def own_words(lm: LanguageModel, data: HeldOut) -> HeldOut:
+    """The same problem with answers drawn from the model itself: changing the model can then only raise the loss."""
+    odds = lm.logits(data.ids).float().softmax(-1).flatten(0, 1)
+    drawn = torch.multinomial(odds, 1, generator=torch.Generator().manual_seed(0))
+    return replace(data, targets=drawn.view(data.ids.shape))
 
 
 def left_padded(rows: list[Tensor], pad: int = 38) -> tuple[Tensor, Tensor]:

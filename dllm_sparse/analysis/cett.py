@@ -76,4 +76,9 @@ def mean_tail_error(intermediate: Tensor, down_weight: Tensor, norms: Tensor, th
     """Mean over tokens of ||sum of dropped neurons|| / ||FFN(x)||; a token whose output is zero counts as 0."""
     whole = (intermediate @ down_weight.T).norm(dim=-1)
     dropped = ((intermediate * (norms <= threshold)) @ down_weight.T).norm(dim=-1)
+    return relative_error(dropped, whole)
+
+
+def relative_error(dropped: Tensor, whole: Tensor) -> Tensor:
+    """Mean over tokens of ||dropped|| / ||whole|| from the two norms [T]; a token whose output is zero counts as 0."""
     return torch.where(whole > 0, dropped / whole, torch.zeros_like(whole)).mean()

@@ -32,6 +32,14 @@ def rank_from_singular_values(singular_values: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
+def batch_rank(x: Tensor) -> float:
+    """The published protocol for one batch x [tokens, n]: fp32 SVD, 1e-10 added to every singular value.
+
+    Depends on the batch: at most min(tokens, n). Kept to reproduce published figures (arXiv 2509.00454's code).
+    """
+    return rank_from_singular_values(torch.linalg.svdvals(x.detach().float()) + 1e-10)
+
+
 class StreamingRank:
     """Effective rank over any number of batches: accumulates the Gram matrix [n, n] in fp64.
 

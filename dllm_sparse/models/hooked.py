@@ -101,6 +101,13 @@ class HookedFFN(_HookedModule):
         assert isinstance(squares, Tensor)
         return squares.sqrt()
 
+    def down(self, intermediate: Tensor) -> Tensor:
+        """The output [..., D] fp32 that intermediate values [..., F] make, without the bias."""
+        module: Any = self.root.get_submodule(self.layout.down)
+        with aligned(module):
+            weight = module.weight.T if hasattr(module, "nx") else module.weight
+            return nn.functional.linear(intermediate.to(weight), weight).float()
+
     def _install(self, override: Tapper) -> None:
         wanted = getattr(override, "site_names", self.layout.sites)
         if missing := [name for name in wanted if name not in self.layout.sites]:
@@ -166,6 +173,10 @@ class HookedExperts(_HookedModule):
             weight: Tensor = getattr(self.module, name)[expert].detach().float()
             norms: Tensor = weight.norm(dim=1 if self.module.is_transposed else 0)
             return norms
+
+    def down(self, intermediate: Tensor) -> Tensor:
+        """Experts have no output projection in common."""
+        raise UsageError("an expert layer has no output projection in common")
 
     def _install(self, override: Tapper) -> None:
         config = getattr(override, "config", None)

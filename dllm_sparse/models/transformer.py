@@ -32,6 +32,10 @@ class TappedFFN(Protocol):
         """L2 norm [n] fp32 of the weight column each value of a site meets."""
         ...
 
+    def down(self, intermediate: Tensor) -> Tensor:
+        """The output [..., D] fp32 that intermediate values [..., F] make, without the bias."""
+        ...
+
 
 Product = Callable[[nn.Linear, Tensor], Tensor]
 """A linear layer applied to values [B, T, K] -> [B, T, N]; backends bring ones that skip zeros."""
@@ -182,6 +186,11 @@ class FeedForward(nn.Module):
         consumer = self.gate_up_proj if site == "input" else self.down_proj
         norms: Tensor = consumer.weight.float().norm(dim=0)
         return norms
+
+    def down(self, intermediate: Tensor) -> Tensor:
+        """The output [..., D] fp32 that intermediate values [..., F] make, without the bias."""
+        weight: Tensor = self.down_proj.weight
+        return F.linear(intermediate.to(weight.dtype), weight).float()
 
     def tapped(self, x: Tensor, tap: Tap, *, dense_gate: bool = False, product: Product = nn.Linear.__call__) -> Tensor:
         """The same computation with `tap` called at input, gate, up and intermediate, in that order.
