@@ -22,9 +22,12 @@ def sparse_matvec(values: Tensor, weight: Tensor) -> Tensor:
     a NaN there does not spread. T is meant to be small: the cost grows with the number of nonzero values.
     """
     tokens, outputs = values.shape[0], weight.shape[1]
-    token, channel = values.nonzero(as_tuple=True)
-    scale = values[token, channel]
-    starts = torch.searchsorted(token, torch.arange(tokens))
+    if tokens == 1:  # the common case in half the calls
+        channel = values[0].nonzero().squeeze(-1)
+        scale, starts = values[0].index_select(0, channel), channel.new_zeros(1)
+    else:
+        token, channel = values.nonzero(as_tuple=True)
+        scale, starts = values[token, channel], torch.searchsorted(token, torch.arange(tokens))
     parts = _parts(outputs, torch.get_num_threads())
     if parts == 1:
         return F.embedding_bag(channel, weight, starts, mode="sum", per_sample_weights=scale)

@@ -29,30 +29,54 @@ class _SiteCount:
         return cls(zeros, zeros.clone(), zeros[0].clone(), zeros[0].double())
 
 
+@dataclass(frozen=True, slots=True)
+class _Classes:
+    """The token classes of one forward, counted."""
+
+    given: Tensor
+    index: Tensor  # [B * T] int64
+    tokens: Tensor  # [classes] int64, padding 0
+    counted: int  # tokens that are not padding
+    real: Tensor | None  # [B * T] bool where there is padding
+
+    @classmethod
+    def of(cls, token_class: Tensor) -> _Classes:
+        index = token_class.flatten().long()
+        tokens = torch.bincount(index, minlength=_CLASSES)
+        tokens[TokenClass.PADDING] = 0
+        counted = int(tokens.sum())
+        return cls(token_class, index, tokens, counted, index != TokenClass.PADDING if counted < len(index) else None)
+
+
 class SparsityCounts:
     """Streams masks into counts. Padding is never counted; the counts of two runs add up exactly with `merge`."""
 
     def __init__(self) -> None:
         self._sites: dict[Site, _SiteCount] = {}
+        self._classes: _Classes | None = None
 
     def add(self, site: Site, keep: Tensor, token_class: Tensor) -> None:
-        """Counts one mask [B, T, n] bool whose tokens have the classes [B, T]."""
-        classes = token_class.flatten().long()
-        padding = classes == TokenClass.PADDING
-        if bool(padding.all()):
+        """Counts one mask [B, T, n] bool whose tokens have the classes [B, T].
+
+        What depends on the classes alone is computed once for all calls in a row with the same tensor.
+        """
+        if self._classes is None or self._classes.given is not token_class:
+            self._classes = _Classes.of(token_class)
+        classes = self._classes
+        if not classes.counted:
             return
-        count = self._sites.setdefault(site, _SiteCount.empty(keep.device))
-        kept = torch.zeros_like(count.kept).index_add_(0, classes, keep.count_nonzero(-1).flatten())
-        tokens = torch.zeros_like(count.kept).index_add_(0, classes, torch.ones_like(classes))
-        kept[TokenClass.PADDING] = tokens[TokenClass.PADDING] = 0
-        entries = tokens * keep.shape[-1]
+        if site not in self._sites:
+            self._sites[site] = _SiteCount.empty(keep.device)
+        count = self._sites[site]
+        kept = torch.zeros_like(count.kept).index_add_(0, classes.index, keep.count_nonzero(-1).flatten())
+        kept[TokenClass.PADDING] = 0
         count.kept += kept
-        count.entries += entries
-        count.call_sparsity += 1 - kept.sum().double() / entries.sum()
+        count.entries += classes.tokens * keep.shape[-1]
+        count.call_sparsity += 1 - kept.sum().double() / (classes.counted * keep.shape[-1])
         count.calls += 1
         rows = keep.flatten(0, 1)
-        if bool(padding.any()):
-            rows = rows[~padding]
+        if classes.real is not None:
+            rows = rows[classes.real]
         count.union_kept += rows.any(0).count_nonzero()
         count.union_entries += keep.shape[-1]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +25,8 @@ _UNUSED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 _SUM_ERROR = 4e-6
 
 _INFINITY_BITS = 0x7F800000
-# Entries up to which a sort (45 us for 576, 240 for 4096) beats the bisection's many calls (500 us).
-_SORTED_ENTRIES = 1 << 12
+# Entries up to which a sort (20 us for 576, 150 for 12288) beats the bisection's many calls (500 us).
+_SORTED_ENTRIES = 1 << 14
 
 _MOST_SNAPS = 6  # entries tried one by one before a row is sorted
 
@@ -131,7 +132,7 @@ def _mass_threshold(score: Tensor, p: float, unused_bits: int) -> Tensor:
     if can_select(score):
         threshold = mass_threshold(score, p * _finite_total(score))
         return threshold.masked_fill_(threshold == 0, torch.inf)
-    if score.dtype == torch.float64 or score.numel() <= _SORTED_ENTRIES:
+    if score.dtype == torch.float64 or (score.is_cpu and score.numel() <= _SORTED_ENTRIES):
         return _sorted_threshold(score, p)
     total = score.sum(-1, keepdim=True)
     threshold, slack = _search(score, p * total, unused_bits)
@@ -143,11 +144,21 @@ def _mass_threshold(score: Tensor, p: float, unused_bits: int) -> Tensor:
 
 def _sorted_threshold(score: Tensor, p: float) -> Tensor:
     """The threshold by a descending sort and fp64 sums: [R, n] -> [R, 1]; Inf for zero rows."""
-    target = p * _finite_total(score)
-    ordered = score.sort(dim=-1, descending=True).values
-    place = (ordered.cumsum(-1, dtype=torch.float64) < target).sum(-1, keepdim=True).clamp_max(score.shape[-1] - 1)
+    ordered = _descending(score)
+    mass = ordered.cumsum(-1, dtype=torch.float64)
+    total = mass[:, -1:]
+    if not bool(torch.isfinite(total).all()):
+        _finite_total(score)  # raises, and says why
+    place = (mass < p * total).sum(-1, keepdim=True).clamp_max_(score.shape[-1] - 1)
     threshold = ordered.gather(-1, place)
     return threshold.masked_fill_(threshold == 0, torch.inf)
+
+
+def _descending(score: Tensor) -> Tensor:
+    """Rows from large to small. numpy sorts with vector instructions: 4096 entries in 13 us, torch in 200."""
+    if score.is_cpu:
+        return torch.from_numpy(np.sort(score.numpy(), axis=-1)).flip(-1)
+    return score.sort(dim=-1, descending=True).values
 
 
 def _search(score: Tensor, target: Tensor, unused_bits: int) -> tuple[Tensor, Tensor]:
