@@ -22,6 +22,7 @@ from dllm_sparse.bench.machine import machine, peak_memory, reset_peak_memory
 from dllm_sparse.bench.timing import Stopwatch, Timing
 from dllm_sparse.generation import Generation, generate
 from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.types import Observer, Step, StepResult, UsageError
 
@@ -70,7 +71,8 @@ def bench_engine(lm: LanguageModel, workload: EngineWorkload, rates: Rates) -> d
     runs = [run() for _ in range(workload.repeats)]
     memory = peak_memory(lm.device)
     steps = _step_rows(lm, workload, rates, run)
-    components = component_milliseconds(lm, lambda: run().forward_passes) if workload.engine == "eager" else None
+    marked = workload.engine == "eager" and isinstance(lm.transformer, Transformer)
+    components = component_milliseconds(lm, lambda: run().forward_passes) if marked else None
     return {
         "model": lm.name,
         "kind": lm.kind,

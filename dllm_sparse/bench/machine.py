@@ -55,6 +55,8 @@ def rates(device: torch.device, dtype: torch.dtype) -> Rates:
 def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """Bytes/s and FLOP/s as this device gives them now, best of five."""
     elements = _READ_BYTES[device.type] // 4
+    if device.type == "cuda":
+        elements = min(elements, torch.cuda.mem_get_info(device)[0] // 16)  # two buffers, half of what is free
     source = torch.zeros(elements, device=device)
     target = torch.empty_like(source)
     side = _SIDE[device.type]

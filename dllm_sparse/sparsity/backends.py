@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from dllm_sparse.kernels.cpu import sparse_matvec
 from dllm_sparse.kernels.dispatch import CPU_MOST_TOKENS, cpu_pays, resolve_backend
 from dllm_sparse.kernels.storage import by_input
+from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.models.transformer import FeedForward, Tap
+from dllm_sparse.types import BackendUnavailable
 
 
 class SparseFFN(Protocol):
@@ -75,8 +76,12 @@ class CpuFFN:
         return cpu_pays(kept, len(rows), linear.in_features, linear.out_features, rows.dtype)
 
 
-def sparse_ffn(backend: str, device: torch.device, dtype: torch.dtype) -> SparseFFN:
+def sparse_ffn(backend: str, lm: LanguageModel) -> SparseFFN:
     """The implementation behind a backend's name; raises BackendUnavailable where an explicit one cannot run."""
-    if resolve_backend(backend, device, dtype) == "cpu":
+    if lm.engine != "native":
+        if backend not in ("auto", "reference"):
+            raise BackendUnavailable(f"backend {backend!r} needs the native engine; {lm.name} runs in transformers")
+        return MaskedFFN()
+    if resolve_backend(backend, lm.device, lm.dtype) == "cpu":
         return CpuFFN(always=backend == "cpu")
     return MaskedFFN()

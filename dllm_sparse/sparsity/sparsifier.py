@@ -41,7 +41,7 @@ class Sparsifier(Observer):
     ) -> None:
         self.config = config
         self.apply = apply
-        self._sparse = sparse_ffn(config.backend, lm.device, lm.dtype)
+        self._sparse = sparse_ffn(config.backend, lm)
         self._dense = MaskedFFN()
         self.counts = SparsityCounts()
         self._observers = observers

@@ -371,3 +371,15 @@ def test_auto_skips_where_it_pays_and_says_so(monkeypatch: pytest.MonkeyPatch) -
         with ds.sparsify(lm, ds.SparsityConfig(p=p, backend="auto")) as handle:
             lm.logits(random_ids(1, tokens))
         assert handle.backend == name
+
+
+def test_an_explicit_backend_is_refused_where_transformers_runs_the_model() -> None:
+    lm = ds.load("tiny-ar", device="cpu", engine="transformers")
+    with (
+        pytest.raises(BackendUnavailable, match="needs the native engine"),
+        ds.sparsify(lm, ds.SparsityConfig(backend="cpu")),
+    ):
+        pass
+    with ds.sparsify(lm, ds.SparsityConfig(p=0.5)) as handle:
+        lm.logits(random_ids(1, 1))
+    assert handle.backend == "reference"
