@@ -19,6 +19,8 @@ from dllm_sparse.types import UsageError
 Form = Literal["relu", "silu"]
 Array = NDArray[np.float64]
 
+_POLISHED = 4
+
 PARAMETERS: dict[Form, tuple[str, ...]] = {"relu": ("alpha", "b", "c", "A0"), "silu": ("alpha", "c", "A0")}
 
 PUBLISHED: dict[Form, dict[str, dict[str, float]]] = {
@@ -67,14 +69,18 @@ class LawFit:
         """Activation ratio at D, in billions of tokens."""
         return activation_law(self.form, tokens_billions, **self.parameters)
 
+    def jacobian(self, tokens_billions: Sequence[float] | Array) -> Array:
+        """Derivatives [n, k] of the curve at D by each parameter."""
+        d = np.asarray(tokens_billions, dtype=np.float64)
+        return _numeric_jacobian(lambda t: _curve(self.form, d, t), np.array(list(self.parameters.values())))
+
     def band(self, tokens_billions: float | Sequence[float] | Array, level: float = 0.95) -> tuple[Array, Array]:
         """Confidence band of the curve by the delta method, also beyond the data."""
         d = np.atleast_1d(np.asarray(tokens_billions, dtype=np.float64))
-        theta = np.array(list(self.parameters.values()))
-        gradient = _numeric_jacobian(lambda t: _curve(self.form, d, t), theta)
+        gradient = self.jacobian(d)
         error = np.sqrt(np.einsum("ni,ij,nj->n", gradient, self.covariance, gradient))
-        width = stats.t.ppf(0.5 + level / 2, max(self.points - len(theta), 1)) * error
-        middle = _curve(self.form, d, theta)
+        width = stats.t.ppf(0.5 + level / 2, max(self.points - len(self.parameters), 1)) * error
+        middle = self.predict(d)
         return middle - width, middle + width
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,15 +115,14 @@ def fit_activation_law(
     if form not in PARAMETERS:
         raise UsageError(f"form is {form!r}; allowed: {', '.join(PARAMETERS)}")
     d, a = _checked(tokens_billions, activation_ratio, len(PARAMETERS[form]))
-    best: optimize.OptimizeResult | None = None
-    for start in _starts(form, d, a):
-        with np.errstate(over="ignore", invalid="ignore"):
-            result = _levenberg_marquardt(form, d, a, start)
-        if result is not None and (best is None or result.cost < best.cost):
-            best = result
-    if best is None:
+    rough = (_levenberg_marquardt(form, d, a, start, evaluations=60) for start in _starts(form, d, a))
+    ranked = sorted((result for result in rough if result is not None), key=lambda result: result.cost)
+    # A rough pass ranks the valleys; only the deepest are worth following to the end.
+    polished = (_levenberg_marquardt(form, d, a, _to_free(form, result.x)) for result in ranked[:_POLISHED])
+    found = [result for result in polished if result is not None]
+    if not found:
         raise UsageError(f"the {form} law could not be fitted to these {len(d)} points from any start")
-    return _describe(form, d, a, best.x)
+    return _describe(form, d, a, min(found, key=lambda result: result.cost).x)
 
 
 def bootstrap_fits(fit: LawFit, tokens_billions: Array, activation_ratio: Array, samples: int, seed: int = 0) -> Array:
@@ -136,12 +141,37 @@ def bootstrap_fits(fit: LawFit, tokens_billions: Array, activation_ratio: Array,
     return np.stack(rows)
 
 
+def bootstrap_band(
+    form: Form, samples: Array, tokens_billions: Sequence[float] | Array, level: float = 0.95
+) -> tuple[Array, Array]:
+    """Percentile band [n] of the curves of resampled parameters [R, k]: what the delta method cannot bend."""
+    d = np.atleast_1d(np.asarray(tokens_billions, dtype=np.float64))
+    curves = np.stack([_curve(form, d, theta) for theta in samples])
+    low, high = np.quantile(curves, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    return low, high
+
+
 def _curve(form: Form, d: Array, theta: Array) -> Array:
-    if form == "relu":
-        alpha, b, c, limit = theta
-        return np.asarray(np.exp(b - c * d**alpha) + limit)
-    alpha, c, limit = theta
-    return np.asarray(limit - c / d**alpha)
+    # Absurd exponents on the way give infinities, which the search turns into a large residual.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if form == "relu":
+            alpha, b, c, limit = theta
+            return np.asarray(np.exp(b - c * d**alpha) + limit)
+        alpha, c, limit = theta
+        return np.asarray(limit - c / d**alpha)
+
+
+def _derivatives(form: Form, d: Array, theta: Array) -> Array:
+    """Jacobian [n, k] of the curve by the searched parameters (logarithms of alpha and c)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        alpha, c = theta[0], theta[_positive(form)[1]]
+        power, log_d = d**alpha, np.log(d)
+        if form == "relu":
+            rise = np.exp(theta[1] - c * power)
+            columns = [-rise * c * power * log_d * alpha, rise, -rise * c * power, np.ones_like(d)]
+        else:
+            columns = [c / power * log_d * alpha, -c / power, np.ones_like(d)]
+    return np.asarray(np.nan_to_num(np.stack(columns, axis=-1), nan=0.0, posinf=1e6, neginf=-1e6))
 
 
 def _to_free(form: Form, theta: Array) -> Array:
@@ -164,13 +194,18 @@ def _positive(form: Form) -> tuple[int, int]:
     return names.index("alpha"), names.index("c")
 
 
-def _levenberg_marquardt(form: Form, d: Array, a: Array, start: Array) -> optimize.OptimizeResult | None:
+def _levenberg_marquardt(
+    form: Form, d: Array, a: Array, start: Array, evaluations: int = 4000
+) -> optimize.OptimizeResult | None:
     def residual(free: Array) -> Array:
         return np.nan_to_num(_curve(form, d, _from_free(form, free)) - a, nan=1e6, posinf=1e6, neginf=-1e6)
 
     # The tightest tolerances MINPACK accepts: laws with tiny c have long flat valleys.
     tight = 4 * np.finfo(np.float64).eps
-    result = optimize.least_squares(residual, start, method="lm", xtol=tight, ftol=tight, gtol=tight, max_nfev=4000)
+    tolerances = {"xtol": tight, "ftol": tight, "gtol": tight, "max_nfev": evaluations}
+    result = optimize.least_squares(
+        residual, start, lambda free: _derivatives(form, d, _from_free(form, free)), method="lm", **tolerances
+    )
     if not np.all(np.isfinite(result.x)) or result.cost >= 1e6:
         return None
     result.x = _from_free(form, result.x)

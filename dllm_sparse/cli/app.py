@@ -12,6 +12,7 @@ from dllm_sparse.cli.compare import compare
 from dllm_sparse.cli.critical_sparsity import critical_sparsity
 from dllm_sparse.cli.drift_report import drift_report
 from dllm_sparse.cli.generate import generate
+from dllm_sparse.cli.laws import laws
 from dllm_sparse.cli.models import models
 from dllm_sparse.cli.train import train
 
@@ -46,3 +47,4 @@ app.command()(compare)
 app.add_typer(bench, name="bench")
 app.command()(models)
 app.command()(train)
+app.command()(laws)

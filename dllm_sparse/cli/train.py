@@ -40,6 +40,10 @@ ActivationOpt = Annotated[
 ]
 SizeOpt = Annotated[int | None, typer.Option(help="Instead of the recipe's.", min=1, rich_help_panel=_RECIPE)]
 TrainDeviceOpt = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.", rich_help_panel=_RUN)]
+SnapshotsOpt = Annotated[
+    int,
+    typer.Option(min=0, help="Keep so many models along the way, log-spaced, for `laws`.", rich_help_panel=_RUN),
+]
 CompileOpt = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="torch.compile; default on a GPU.", rich_help_panel=_RUN),
@@ -61,6 +65,7 @@ def train(
     ffn_width: SizeOpt = None,
     device: TrainDeviceOpt = "auto",
     compiled: CompileOpt = None,
+    snapshots: SnapshotsOpt = 0,
     json: opt.JsonOpt = False,
     quiet: opt.QuietOpt = False,
 ) -> None:
@@ -69,6 +74,7 @@ def train(
 
     from dllm_sparse.training.loop import Trainer
     from dllm_sparse.training.recipe import load_recipe
+    from dllm_sparse.training.snapshots import log_spaced
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda was asked for, but torch sees no CUDA GPU; use --device cpu")
@@ -77,7 +83,9 @@ def train(
     chosen = load_recipe(recipe, steps=steps, seed=seed, model_activation=activation, **sizes)
     gpu = device != "cpu" and torch.cuda.is_available()
     prepared = _prepared(chosen, corpus, data or out / "data", output, cpu=not gpu)
-    trainer = Trainer(chosen, objective, prepared, out, cpu=not gpu, compiled=gpu if compiled is None else compiled)
+    options = {"cpu": not gpu, "compiled": gpu if compiled is None else compiled}
+    kept = log_spaced(chosen.steps, snapshots) if snapshots else ()
+    trainer = Trainer(chosen, objective, prepared, out, snapshots=kept, **options)
     if trainer.step and trainer.main_process:
         output.say(f"resuming at step {trainer.step} of {chosen.steps}")
     with _display(output, chosen.steps, trainer.step) as report:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from dllm_sparse.training.log import append_log, draw_losses, rewind_log
 from dllm_sparse.training.model import LossModel, initialise
 from dllm_sparse.training.objectives import Example, masked_diffusion, next_token
 from dllm_sparse.training.recipe import Mix, OptimiserRecipe, Recipe
+from dllm_sparse.training.snapshots import save_snapshot
 from dllm_sparse.training.tokenizer import SPECIAL_TOKENS
 from dllm_sparse.types import DllmSparseError, Kind, UsageError
 
@@ -72,11 +73,20 @@ class Trainer:
     """One run in one folder: checkpoints/, log.jsonl, recipe.json, and at the end loss.png and model/."""
 
     def __init__(
-        self, recipe: Recipe, kind: Kind, prepared: Prepared, folder: Path, *, cpu: bool = False, compiled: bool = False
+        self,
+        recipe: Recipe,
+        kind: Kind,
+        prepared: Prepared,
+        folder: Path,
+        *,
+        cpu: bool = False,
+        compiled: bool = False,
+        snapshots: Sequence[int] = (),
     ) -> None:
         from accelerate import Accelerator
 
         self.recipe, self.kind, self.prepared, self.folder = recipe, kind, prepared, folder
+        self.snapshots = frozenset(snapshots)
         gpu = torch.cuda.is_available() and not cpu
         self.accelerator = Accelerator(cpu=not gpu, mixed_precision="bf16" if gpu else "no")
         rows = min(mix.rows for mix in recipe.mix)
@@ -132,6 +142,8 @@ class Trainer:
                     speed = (self.step - marked) * recipe.tokens_per_step / max(now - mark, 1e-9)
                     self._log(mean, speed, self.seconds + now - started, last, report)
                     mark, marked, losses = time.monotonic(), self.step, []
+                if self.step in self.snapshots:
+                    self._snapshot()
                 if last or self.step % recipe.checkpoint_every == 0:
                     self._save(self.seconds + time.monotonic() - started)
 
@@ -218,6 +230,16 @@ class Trainer:
         append_log(self.folder / "log.jsonl", entry)
         left = (recipe.steps - step) * recipe.tokens_per_step / max(speed, 1e-9)
         report(Progress(step, recipe.steps, mean, speed, left, held))
+
+    def _snapshot(self) -> None:
+        """Keeps the model as it is now, beside the checkpoints, which are replaced."""
+        if self.accelerator.is_main_process:
+            tokens = self.step * self.recipe.tokens_per_step
+            facts = {"step": self.step, "tokens": tokens, "kind": self.kind, "recipe": self.recipe.digest()}
+            model = self.recipe.to_dict()["model"]
+            save_snapshot(
+                self.folder / "snapshots", self.transformer, self.kind, self.prepared.tokenizer, {**facts, **model}
+            )
 
     def _save(self, seconds: float) -> None:
         if self.accelerator.is_main_process:

@@ -1,0 +1,3 @@
+// Pages without charts of their own: the theme button alone.
+"use strict";
+report.start();

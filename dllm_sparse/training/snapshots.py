@@ -1,0 +1,63 @@
+"""Models kept along the way, for laws of how something moves with training: loadable folders, log-spaced."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from dllm_sparse.files import write_json
+from dllm_sparse.models.export import export_model
+from dllm_sparse.models.transformer import Transformer
+from dllm_sparse.training.tokenizer import SPECIAL_TOKENS
+from dllm_sparse.types import Kind, UsageError
+
+FACTS = "training.json"
+"""Written last: a snapshot with it is complete."""
+
+
+def log_spaced(steps: int, count: int, first: int | None = None) -> tuple[int, ...]:
+    """`count` different steps from `first` (default: a hundredth of the run) to the last, evenly spaced in log."""
+    first = max(first or steps // 100, 1)
+    if count < 2 or count > steps - first + 1:
+        raise UsageError(f"{count} snapshots of a run of {steps} steps; allowed: 2 to {steps - first + 1}")
+    chosen = np.unique(np.round(np.geomspace(first, steps, count)).astype(int)).tolist()
+    missing = (step for step in range(first, steps + 1) if step not in set(chosen))
+    while len(chosen) < count:  # early steps fall together in a short run
+        chosen.append(next(missing))
+    return tuple(sorted(chosen))
+
+
+def save_snapshot(
+    folder: Path, transformer: Transformer, kind: Kind, tokenizer: Tokenizer, facts: dict[str, Any]
+) -> Path:
+    """Writes folder/step-N (bf16, the family's format) with `facts`, which name step and tokens."""
+    target = folder / f"step-{facts['step']:08d}"
+    family = "llama" if kind == "autoregressive" else "llada"
+    export_model(transformer, target, family, tokenizer, SPECIAL_TOKENS, torch.bfloat16)
+    write_json(target / FACTS, facts)
+    return target
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A complete snapshot: its folder, and what was true when it was taken."""
+
+    path: Path
+    step: int
+    tokens: int
+    facts: dict[str, Any]
+
+
+def snapshots_of(run: Path) -> list[Snapshot]:
+    """The complete snapshots of a run's folder in order of steps; empty where it holds none."""
+    found = []
+    for file in sorted((run / "snapshots").glob(f"step-*/{FACTS}")):
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        found.append(Snapshot(file.parent, int(facts["step"]), int(facts["tokens"]), facts))
+    return sorted(found, key=lambda snapshot: snapshot.step)
