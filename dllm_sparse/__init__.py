@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from dllm_sparse.generation import Generation, generate
     from dllm_sparse.models.hf import wrap
     from dllm_sparse.models.loading import LanguageModel, load
+    from dllm_sparse.report.cett import CettReport, cett_report
     from dllm_sparse.report.compare import Comparison, compare
     from dllm_sparse.report.critical import CriticalReport, critical_sparsity
     from dllm_sparse.report.drift import drift_report
+    from dllm_sparse.report.laws import LawsReport, activation_laws
+    from dllm_sparse.report.layers import LayerReport, layer_report
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.samplers.likelihood import log_likelihood
     from dllm_sparse.sparsity.config import SparsityConfig
@@ -35,6 +38,12 @@ _HOMES = {
     "CriticalReport": "report.critical",
     "ScoringOptions": "evaluation.options",
     "compare": "report.compare",
+    "CettReport": "report.cett",
+    "cett_report": "report.cett",
+    "LawsReport": "report.laws",
+    "activation_laws": "report.laws",
+    "LayerReport": "report.layers",
+    "layer_report": "report.layers",
     "critical_sparsity": "report.critical",
     "drift_report": "report.drift",
     "generate": "generation",
@@ -62,12 +71,15 @@ _HOMES = {
 }
 
 __all__ = [
+    "CettReport",
     "CettResult",
     "Comparison",
     "CriticalReport",
     "Generation",
     "LanguageModel",
     "LawFit",
+    "LawsReport",
+    "LayerReport",
     "Observer",
     "SamplerConfig",
     "ScoringOptions",
@@ -79,6 +91,8 @@ __all__ = [
     "StepResult",
     "TokenClass",
     "__version__",
+    "activation_laws",
+    "cett_report",
     "cett_threshold",
     "compare",
     "critical_sparsity",
@@ -87,6 +101,7 @@ __all__ = [
     "fit_activation_law",
     "generate",
     "jaccard",
+    "layer_report",
     "load",
     "log_likelihood",
     "sparsify",

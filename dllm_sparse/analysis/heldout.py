@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,27 @@ class LossPoint:
     def loss(self) -> float:
         """Mean over the windows, nats a token."""
         return float(self.losses.mean())
+
+
+class LossProbe:
+    """A model and its held-out text as a function of the sparsity setting, with JSON-ready results."""
+
+    def __init__(self, lm: LanguageModel, data: HeldOut) -> None:
+        self.lm, self.data = lm, data
+        self._dense: float | None = None
+
+    @property
+    def dense(self) -> float:
+        """The dense loss, nats a token."""
+        if self._dense is None:
+            self._dense = evaluate(self.lm, self.data).loss
+        return self._dense
+
+    def __call__(self, config: SparsityConfig) -> dict[str, Any]:
+        """{"loss": nats a token, "sparsity": .., "by_layer": .., ...} as `SparsityCounts.to_dict` has it."""
+        point = evaluate(self.lm, self.data, config)
+        assert point.counts is not None
+        return {"loss": point.loss, **point.counts.to_dict()}
 
 
 def windows_of(lm: LanguageModel, texts: Sequence[str], windows: int, length: int) -> Tensor:

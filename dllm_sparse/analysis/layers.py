@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dllm_sparse.analysis.critical import first_crossing
-from dllm_sparse.analysis.heldout import HeldOut, LossPoint, evaluate
+from dllm_sparse.analysis.heldout import HeldOut, LossProbe, evaluate
 from dllm_sparse.analysis.rank import StreamingRank, batch_rank
 from dllm_sparse.analysis.search import Evaluated, next_p
 from dllm_sparse.analysis.values import SiteValues, real_tokens
@@ -25,7 +25,6 @@ from dllm_sparse.sparsity.config import IDENTITY, SparsityConfig
 from dllm_sparse.sparsity.sparsifier import overriding
 from dllm_sparse.types import Site, StepContext, UsageError
 
-Allocation = Literal["weights", "sensitivity"]
 Report = Callable[[str], None]
 
 
@@ -95,13 +94,12 @@ class LossCurve:
     kept: list[float] = field(default_factory=list)
     counts: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, p: float, point: LossPoint, dense: float) -> None:
-        """Adds a measured point."""
-        assert point.counts is not None
+    def add(self, p: float, point: dict[str, Any], dense: float) -> None:
+        """Adds a measured point of a probe."""
         self.p.append(p)
-        self.sparsity.append(point.counts.summary()["mean"])
-        self.kept.append(float(np.exp(dense - point.loss)))
-        self.counts.append(point.counts.to_dict())
+        self.sparsity.append(point["sparsity"]["mean"])
+        self.kept.append(float(np.exp(dense - point["loss"])))
+        self.counts.append(point)
 
     def critical(self, retain: float) -> tuple[float, bool]:
         """Interpolated critical sparsity, and whether anything fell below the line (else it is a lower bound)."""
@@ -125,10 +123,8 @@ class LossCurve:
 
 
 def loss_curve(
-    lm: LanguageModel,
-    data: HeldOut,
+    probe: LossProbe,
     base: SparsityConfig,
-    dense: float,
     retain: float = 0.99,
     evaluations: int = 7,
     vary: Callable[[float], SparsityConfig] | None = None,
@@ -143,7 +139,7 @@ def loss_curve(
     knob: float | None = IDENTITY[base.rule]
     for _ in range(evaluations):
         assert knob is not None
-        curve.add(knob, evaluate(lm, data, vary(knob)), dense)
+        curve.add(knob, probe(vary(knob)), probe.dense)
         points = [Evaluated(*values) for values in zip(curve.p, curve.sparsity, curve.kept, strict=True)]
         knob = next_p(base.rule, points, retain, tolerance)
         if knob is None:
@@ -152,18 +148,13 @@ def loss_curve(
 
 
 def layer_sensitivity(
-    lm: LanguageModel,
-    data: HeldOut,
-    base: SparsityConfig,
-    dense: float,
-    retain: float = 0.99,
-    report: Report = lambda _: None,
+    probe: LossProbe, base: SparsityConfig, retain: float = 0.99, report: Report = lambda _: None
 ) -> list[LossCurve]:
     """The curve of every layer when it alone is sparsified."""
     curves = []
-    for layer in range(lm.config.layers):
+    for layer in range(probe.lm.config.layers):
         report(f"layer {layer} alone")
-        curves.append(loss_curve(lm, data, replace(base, layers=(layer,)), dense, retain, tolerance=0.02))
+        curves.append(loss_curve(probe, replace(base, layers=(layer,)), retain, tolerance=0.02))
     return curves
 
 
@@ -200,17 +191,11 @@ def allocate(scores: Sequence[float], total: float, strength: float = 0.5) -> tu
 
 
 def allocated_curve(
-    lm: LanguageModel,
-    data: HeldOut,
-    base: SparsityConfig,
-    dense: float,
-    scores: Sequence[float],
-    retain: float = 0.99,
-    strength: float = 0.5,
+    probe: LossProbe, base: SparsityConfig, scores: Sequence[float], retain: float = 0.99, strength: float = 0.5
 ) -> LossCurve:
     """The search over the mean knob of an allocation; compare its critical sparsity with the uniform rule's."""
 
     def vary(total: float) -> SparsityConfig:
         return replace(base, p=total, layer_p=allocate(scores, total, strength))
 
-    return loss_curve(lm, data, base, dense, retain, vary=vary)
+    return loss_curve(probe, base, retain, vary=vary)

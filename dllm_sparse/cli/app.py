@@ -8,11 +8,13 @@ import typer
 
 from dllm_sparse import __version__
 from dllm_sparse.cli.bench import bench
+from dllm_sparse.cli.cett import cett
 from dllm_sparse.cli.compare import compare
 from dllm_sparse.cli.critical_sparsity import critical_sparsity
 from dllm_sparse.cli.drift_report import drift_report
 from dllm_sparse.cli.generate import generate
 from dllm_sparse.cli.laws import laws
+from dllm_sparse.cli.layers import layers
 from dllm_sparse.cli.models import models
 from dllm_sparse.cli.train import train
 
@@ -48,3 +50,5 @@ app.add_typer(bench, name="bench")
 app.command()(models)
 app.command()(train)
 app.command()(laws)
+app.command()(layers)
+app.command()(cett)

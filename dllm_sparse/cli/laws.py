@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dllm_sparse.cli import loss_options as loss
 from dllm_sparse.cli import options as opt
 from dllm_sparse.cli.output import Output
 from dllm_sparse.cli.sweep_options import plain_table
@@ -45,12 +46,9 @@ def laws(
     skip_warmup: Annotated[
         float, typer.Option(help="Drop points below this share of a run's last D.", rich_help_panel=_FIT)
     ] = 0.0,
-    text: Annotated[
-        Path | None,
-        typer.Option(help="Held-out text: .jsonl with `text`, or plain. Default: bundled.", rich_help_panel=_MEASURING),
-    ] = None,
-    windows: Annotated[int, typer.Option(min=2, help="Windows of text.", rich_help_panel=_MEASURING)] = 64,
-    length: Annotated[int, typer.Option(min=2, help="Tokens of a window.", rich_help_panel=_MEASURING)] = 128,
+    text: loss.TextOpt = None,
+    windows: loss.WindowsOpt = 64,
+    length: loss.LengthOpt = 128,
     increase: Annotated[
         float, typer.Option(help="Allowed rise of perplexity (CETT-PPL-1%: 0.01).", rich_help_panel=_MEASURING)
     ] = 0.01,

@@ -8,7 +8,7 @@ import torch
 
 import dllm_sparse as ds
 from dllm_sparse.analysis.experts import by_layer, heatmap, interpolated
-from dllm_sparse.analysis.heldout import evaluate, held_out
+from dllm_sparse.analysis.heldout import LossProbe, evaluate, held_out
 from dllm_sparse.analysis.layers import (
     allocate,
     allocated_curve,
@@ -60,8 +60,7 @@ def test_the_published_protocol_depends_on_the_batch_and_is_marked_so() -> None:
 def test_the_curve_brackets_its_crossing() -> None:
     lm = tiny_lm()
     data = own_words(lm, held_out(lm, WINDOWS))
-    dense = evaluate(lm, data).loss
-    curve = loss_curve(lm, data, ds.SparsityConfig(), dense, retain=0.9, evaluations=8)
+    curve = loss_curve(LossProbe(lm, data), ds.SparsityConfig(), retain=0.9, evaluations=8)
     value, crossed = curve.critical(0.9)
     assert crossed
     assert curve.kept[0] == 1.0
@@ -75,9 +74,8 @@ def test_the_curve_brackets_its_crossing() -> None:
 def test_one_layer_tolerates_more_than_both() -> None:
     lm = tiny_lm()
     data = own_words(lm, held_out(lm, WINDOWS))
-    dense = evaluate(lm, data).loss
-    both = loss_curve(lm, data, ds.SparsityConfig(), dense, retain=0.9).critical(0.9)[0]
-    alone = [curve.critical(0.9)[0] for curve in layer_sensitivity(lm, data, ds.SparsityConfig(), dense, 0.9)]
+    both = loss_curve(LossProbe(lm, data), ds.SparsityConfig(), retain=0.9).critical(0.9)[0]
+    alone = [curve.critical(0.9)[0] for curve in layer_sensitivity(LossProbe(lm, data), ds.SparsityConfig(), 0.9)]
     assert len(alone) == 2
     assert max(alone) > both
 
@@ -96,7 +94,7 @@ def test_allocations_keep_the_mean_and_the_order() -> None:
 def test_an_allocation_runs_with_its_own_knob_in_every_layer() -> None:
     lm = tiny_lm()
     data = held_out(lm, WINDOWS)
-    curve = allocated_curve(lm, data, ds.SparsityConfig(), evaluate(lm, data).loss, [0.0, 1.0], retain=0.9)
+    curve = allocated_curve(LossProbe(lm, data), ds.SparsityConfig(), [0.0, 1.0], retain=0.9)
     rows = {row["layer"]: row["sparsity"] for row in curve.counts[1]["by_layer"] if row["site"] == "input"}
     assert rows[0] > rows[1]  # layer 1 has the higher score, hence the higher p
     assert curve.sparsity[0] < 0.01
@@ -138,7 +136,7 @@ def test_interpolated_rows_lie_between_two_settings() -> None:
 def test_a_mixture_of_experts_end_to_end() -> None:
     lm = ds.wrap(random_model("olmoe"))
     data = own_words(lm, held_out(lm, WINDOWS + 3))
-    curve = loss_curve(lm, data, ds.SparsityConfig(), evaluate(lm, data).loss, retain=0.9, evaluations=5)
+    curve = loss_curve(LossProbe(lm, data), ds.SparsityConfig(), retain=0.9, evaluations=5)
     low, high, share = curve.bracket(0.9)
     rows = interpolated(curve.counts[low]["by_expert"], curve.counts[high]["by_expert"], share)
     layers = by_layer(rows, lm.config.experts)

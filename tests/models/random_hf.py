@@ -49,13 +49,13 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 MIXTURES = ("olmoe", "qwen3_moe", "qwen2_moe")
 
 
-def random_model(name: str) -> Any:
+def random_model(name: str, **changes: Any) -> Any:
     """A seeded random causal LM; norms and biases random too, so that nothing is tested on ones and zeros."""
     title, facts = CLASSES[name]
     config_title = "Gemma3Text" if name == "gemma3" else title
     head = "GPT2LMHeadModel" if name == "gpt2" else f"{title}ForCausalLM"
     torch.manual_seed(0)
-    model = getattr(transformers, head)(getattr(transformers, f"{config_title}Config")(**facts))
+    model = getattr(transformers, head)(getattr(transformers, f"{config_title}Config")(**{**facts, **changes}))
     generator = torch.Generator().manual_seed(1)
     for key, parameter in model.named_parameters():
         if "experts." in key or "mlp.gate.weight" in key:
@@ -65,8 +65,8 @@ def random_model(name: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def saved_model(name: str, folder: Path) -> Any:
+def saved_model(name: str, folder: Path, **changes: Any) -> Any:
     """The same, written to a folder."""
-    model = random_model(name)
+    model = random_model(name, **changes)
     model.save_pretrained(folder)
     return model
