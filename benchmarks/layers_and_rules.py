@@ -1,0 +1,85 @@
+"""Layer by layer on a real 135M model, and the rules of both papers on the bundled twins.
+
+    python benchmarks/layers_and_rules.py layers --model FOLDER --text wikitext-2-test.txt --out results/layers
+    python benchmarks/layers_and_rules.py rules --out results/rules
+
+Each writes the full report under OUT (resumable) and a slim JSON and a picture under --keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dllm_sparse as ds
+from dllm_sparse.evaluation.texts import texts_of
+from dllm_sparse.files import write_json
+from dllm_sparse.report.cett import model_rows
+from dllm_sparse.report.layer_files import summary
+from dllm_sparse.report.layers import correlations
+
+
+def layers(asked: argparse.Namespace) -> None:
+    """Effective rank, critical sparsity and sensitivity of every layer."""
+    lm = ds.load(asked.model, device=asked.device)
+    report = ds.layer_report(
+        lm, texts_of(asked.text), windows=asked.windows, length=128, published_rank=True, out=asked.out, say=print
+    )
+    value = report.to_dict()
+    slim: dict[str, Any] = {
+        "model": Path(asked.model).name,
+        "device": str(lm.device),
+        "dtype": str(lm.dtype),
+        "windows": asked.windows,
+        "length": 128,
+        "dense_loss": value["dense_loss"],
+        "uniform": {key: value["uniform"][key] for key in ("critical", "censored", "p", "sparsity", "kept")},
+        "allocations": {
+            name: {key: entry[key] for key in ("critical", "added")} for name, entry in value["allocations"].items()
+        },
+        "spearman_rank_and_sparsity": correlations(value),
+        "layers": report.rows(),
+        "ranks": value["ranks"],
+    }
+    write_json(asked.keep / f"layers_{asked.name}.json", slim)
+    shutil.copy(asked.out / "layers.png", asked.keep / f"layers_{asked.name}.png")
+    for sentence in summary(value):
+        print(sentence)
+
+
+def rules(asked: argparse.Namespace) -> None:
+    """CETT-PPL-1% and perplexity against sparsity of five rules, for both twins."""
+    kept: dict[str, Any] = {}
+    for name in ("tiny-ar", "tiny-diffusion"):
+        lm = ds.load(name, device=asked.device)
+        report = ds.cett_report([lm], compare_rules=True, windows=asked.windows, out=asked.out / name, say=print)
+        (row,) = model_rows(report.value)
+        kept[name] = {**row, "rules": report.value["models"][0]["rules"], "tokens": report.value["models"][0]["tokens"]}
+        print(row)
+        shutil.copy(asked.out / name / "rules.png", asked.keep / f"rules_{name}.png")
+    write_json(asked.keep / "rules_twins.json", kept)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["layers", "rules"])
+    parser.add_argument("--model")
+    parser.add_argument("--name", default="135m")
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--windows", type=int, default=12)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    asked.keep.mkdir(parents=True, exist_ok=True)
+    (layers if asked.what == "layers" else rules)(asked)
+
+
+if __name__ == "__main__":
+    main()
