@@ -78,7 +78,10 @@ class LawFit:
         """Confidence band of the curve by the delta method, also beyond the data."""
         d = np.atleast_1d(np.asarray(tokens_billions, dtype=np.float64))
         gradient = self.jacobian(d)
-        error = np.sqrt(np.einsum("ni,ij,nj->n", gradient, self.covariance, gradient))
+        # Through the correlations: with variances of very different size the plain quadratic form can turn negative.
+        scale = np.maximum(np.sqrt(np.diag(self.covariance)), 1e-300)
+        sizes, directions = np.linalg.eigh(self.covariance / np.outer(scale, scale))
+        error = np.linalg.norm((gradient * scale) @ (directions * np.sqrt(np.maximum(sizes, 0.0))), axis=1)
         width = stats.t.ppf(0.5 + level / 2, max(self.points - len(self.parameters), 1)) * error
         middle = self.predict(d)
         return middle - width, middle + width
@@ -136,7 +139,8 @@ def bootstrap_fits(fit: LawFit, tokens_billions: Array, activation_ratio: Array,
     rows = []
     for _ in range(samples):
         noisy = curve + generator.choice(residuals, len(d))
-        result = _levenberg_marquardt(fit.form, d, noisy, _to_free(fit.form, theta))
+        # From the fit's own optimum; resamples that wander off along a flat valley need not reach its end.
+        result = _levenberg_marquardt(fit.form, d, noisy, _to_free(fit.form, theta), evaluations=200)
         rows.append(theta if result is None else result.x)
     return np.stack(rows)
 
@@ -153,7 +157,7 @@ def bootstrap_band(
 
 def _curve(form: Form, d: Array, theta: Array) -> Array:
     # Absurd exponents on the way give infinities, which the search turns into a large residual.
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if form == "relu":
             alpha, b, c, limit = theta
             return np.asarray(np.exp(b - c * d**alpha) + limit)
@@ -163,7 +167,7 @@ def _curve(form: Form, d: Array, theta: Array) -> Array:
 
 def _derivatives(form: Form, d: Array, theta: Array) -> Array:
     """Jacobian [n, k] of the curve by the searched parameters (logarithms of alpha and c)."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         alpha, c = theta[0], theta[_positive(form)[1]]
         power, log_d = d**alpha, np.log(d)
         if form == "relu":
@@ -235,8 +239,7 @@ def _describe(form: Form, d: Array, a: Array, theta: Array) -> LawFit:
     n, k = len(d), len(theta)
     squares = float(residuals @ residuals)
     jacobian = _numeric_jacobian(lambda t: _curve(form, d, t), theta)
-    # QR would square nothing, but the pseudo-inverse also survives a flat valley (it reports a huge variance).
-    covariance = np.linalg.pinv(jacobian.T @ jacobian) * squares / max(n - k, 1)
+    covariance = _inverse_square(jacobian) * squares / max(n - k, 1)
     return LawFit(
         form=form,
         parameters=dict(zip(PARAMETERS[form], theta.tolist(), strict=True)),
@@ -248,14 +251,25 @@ def _describe(form: Form, d: Array, a: Array, theta: Array) -> LawFit:
     )
 
 
+def _inverse_square(jacobian: Array) -> Array:
+    """(J^T J)^-1 [k, k], positive whatever J: a direction the data leave open gets a huge variance, not none."""
+    scale = np.linalg.norm(jacobian, axis=0)
+    scale[scale == 0] = 1.0
+    _, sizes, directions = np.linalg.svd(jacobian / scale, full_matrices=False)
+    sizes = np.maximum(sizes, 1e-7 * max(float(sizes[0]), 1e-7))
+    half = directions / sizes[:, None] / scale
+    return np.asarray(half.T @ half)
+
+
 def _numeric_jacobian(function: Callable[[Array], Array], theta: Array) -> Array:
     """Central differences, [n, k]."""
     columns = []
     for place in range(len(theta)):
         step = np.zeros_like(theta)
         step[place] = 1e-6 * max(abs(theta[place]), 1e-6)
-        columns.append((function(theta + step) - function(theta - step)) / (2 * step[place]))
-    return np.stack(columns, axis=-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            columns.append((function(theta + step) - function(theta - step)) / (2 * step[place]))
+    return np.asarray(np.nan_to_num(np.stack(columns, axis=-1), nan=0.0, posinf=1e150, neginf=-1e150))
 
 
 def _runs_test(residuals: Array) -> float:

@@ -34,6 +34,10 @@ def critical_sparsity(
     scope: opt.ScopeOpt = "token",
     group_size: opt.GroupSizeOpt = 32,
     score: opt.ScoreOpt = "magnitude",
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Only these layers, comma-separated; default all.", rich_help_panel="Sparsity"),
+    ] = None,
     backend: opt.BackendOpt = "auto",
     mc_num: sweep.McNumOpt = 128,
     mc_batch: sweep.McBatchOpt = None,
@@ -64,7 +68,8 @@ def critical_sparsity(
     from dllm_sparse.report.workload import Workload
     from dllm_sparse.sparsity.config import SparsityConfig
 
-    base = SparsityConfig(rule=rule, scope=scope, group_size=group_size, score=score, backend=backend)
+    chosen = sweep.parse_layers(layers)
+    base = SparsityConfig(rule=rule, scope=scope, group_size=group_size, score=score, layers=chosen, backend=backend)
     scoring = sweep.scoring_options(
         mc_num=mc_num,
         mc_batch=mc_batch,

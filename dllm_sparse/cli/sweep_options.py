@@ -86,6 +86,16 @@ def parse_grid(text: str | None) -> list[float] | None:
         raise UsageError(f"--grid is {text!r}; expected numbers such as 0.95,0.9,0.8") from error
 
 
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """`0,3` -> (0, 3); raises UsageError."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise UsageError(f"--layers is {text!r}; expected layer numbers such as 0,3,5") from error
+
+
 def task_sampler(gen_length: int | None, steps: int | None, block_length: int, seed: int) -> SamplerConfig | None:
     """The decoding of generation tasks, or None to let each task decide its length."""
     from dllm_sparse.samplers.config import SamplerConfig

@@ -92,3 +92,16 @@ def test_bootstrap_agrees_with_the_covariance() -> None:
 def test_data_that_cannot_be_fitted(tokens: list[float], ratio: list[float]) -> None:
     with pytest.raises(ValueError, match=r"points|length|between"):
         ds.fit_activation_law(tokens, ratio)
+
+
+def test_what_the_data_leave_open_gets_a_huge_error_and_no_nan() -> None:
+    """A flat, noisy run determines neither exponent nor amplitude of any form."""
+    noise = np.random.default_rng(1).normal(0, 1e-3, len(TOKENS))
+    for form in ("relu", "silu"):
+        fit = ds.fit_activation_law(TOKENS, 0.4 + noise, form=form)  # type: ignore[arg-type]
+        errors = fit.standard_errors
+        assert all(np.isfinite(error) and error >= 0 for error in errors.values())
+        assert errors["alpha"] > abs(fit.parameters["alpha"])
+        json.dumps(fit.to_dict(), allow_nan=False)
+        low, high = fit.band([50.0])
+        assert low[0] <= 0.4 <= high[0]

@@ -93,3 +93,14 @@ def test_programs_of_a_model_need_consent(cli: Cli, tmp_path: Path) -> None:
     answer = cli("critical-sparsity", "--tasks", f"humaneval-local={tmp_path}/h.jsonl", "--device", "cpu")
     assert answer.code == 2
     assert "--confirm-run-unsafe-code" in answer.stderr
+
+
+def test_chosen_layers_alone(cli: Cli, llada_folder: Path, task_folder: Path) -> None:  # noqa: F811
+    task = task_folder / "choice.yaml"
+    call = ("critical-sparsity", "--model", llada_folder, "--tasks", task, *COMMON)
+    value = cli(*call, "--layers", "1", "--json").json
+    assert value["config"]["sparsity"]["layers"] == [1]
+    assert cli(*call, "--layers", "99").code == 2
+    answer = cli(*call, "--layers", "first")
+    assert answer.code == 2
+    assert "layer numbers such as 0,3,5" in answer.stderr
