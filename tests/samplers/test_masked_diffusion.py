@@ -326,3 +326,21 @@ def test_prompts_that_do_not_fit_are_refused_with_a_way_out() -> None:
         run(lm, random_ids(1, 4), gen_length=12, block_length=5)
     with pytest.raises(UsageError, match="steps 5 cannot be split over 2 blocks"):
         run(lm, random_ids(1, 4), gen_length=12, block_length=6, steps=5)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("rule", [{"steps": 8}, {"threshold": 0.3}, {"factor": 1.5}])
+def test_stopping_early_changes_no_text_in_a_batch(cache: Any, rule: dict[str, Any]) -> None:
+    """A row that ends waits for the others and goes on decoding, but only behind its end-of-text."""
+    ended = 0
+    for seed in range(4):
+        lm = tiny_lm(seed=seed)
+        ids, mask = left_padded(PROMPTS)
+        values = {"gen_length": 16, "block_length": 4, "cache": cache, "stop_at_eos": True, **rule}
+        batch = run(lm, ids, mask, **values)
+        for row, prompt in enumerate(PROMPTS):
+            alone = run(lm, prompt[None], **values).ids[0, len(prompt) :].tolist()
+            stop = alone.index(EOS) + 1 if EOS in alone else len(alone)
+            assert batch.ids[row, ids.shape[1] :].tolist()[:stop] == alone[:stop]
+            ended += stop < len(alone)
+    assert ended  # or the test shows nothing
