@@ -175,7 +175,7 @@ def fit_and_keep(runs: list[Run], asked: argparse.Namespace, seconds: float) -> 
     top_p = [replace(p, activation_ratio=p.top_p_ratio) for p in points if p.top_p_ratio is not None]
     beside = ds.activation_laws(top_p, samples=200, skip_warmup=0.03, out=asked.work / "fits-top-p")
     asked.keep.mkdir(parents=True, exist_ok=True)
-    for source, name in ((report, "laws"), (beside, "laws_top_p")):
+    for source, name in ((report, "cett"), (beside, "top_p")):
         for path in source.files:
             if path.suffix in (".png", ".csv"):
                 shutil.copy(path, asked.keep / f"{name}_{path.name}")

@@ -27,7 +27,14 @@ def layers(asked: argparse.Namespace) -> None:
     """Effective rank, critical sparsity and sensitivity of every layer."""
     lm = ds.load(asked.model, device=asked.device)
     report = ds.layer_report(
-        lm, texts_of(asked.text), windows=asked.windows, length=128, published_rank=True, out=asked.out, say=print
+        lm,
+        texts_of(asked.text),
+        windows=asked.windows,
+        length=128,
+        sensitivity=not asked.no_sensitivity,
+        published_rank=True,
+        out=asked.out,
+        say=print,
     )
     value = report.to_dict()
     slim: dict[str, Any] = {
@@ -42,6 +49,7 @@ def layers(asked: argparse.Namespace) -> None:
             name: {key: entry[key] for key in ("critical", "added")} for name, entry in value["allocations"].items()
         },
         "spearman_rank_and_sparsity": correlations(value),
+        "alone": value["alone"],
         "layers": report.rows(),
         "ranks": value["ranks"],
     }
@@ -71,6 +79,7 @@ def main() -> None:
     parser.add_argument("--name", default="135m")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--windows", type=int, default=12)
+    parser.add_argument("--no-sensitivity", action="store_true", help="without every layer alone: minutes, not an hour")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, required=True)

@@ -20,6 +20,7 @@ Form = Literal["relu", "silu"]
 Array = NDArray[np.float64]
 
 _POLISHED = 4
+_HUGE = 1e50  # stands for "anything" where the data do not speak; its square is still a number
 
 PARAMETERS: dict[Form, tuple[str, ...]] = {"relu": ("alpha", "b", "c", "A0"), "silu": ("alpha", "c", "A0")}
 
@@ -79,7 +80,7 @@ class LawFit:
         d = np.atleast_1d(np.asarray(tokens_billions, dtype=np.float64))
         gradient = self.jacobian(d)
         # Through the correlations: with variances of very different size the plain quadratic form can turn negative.
-        scale = np.maximum(np.sqrt(np.diag(self.covariance)), 1e-300)
+        scale = np.maximum(np.sqrt(np.diag(self.covariance)), 1 / _HUGE)
         sizes, directions = np.linalg.eigh(self.covariance / np.outer(scale, scale))
         error = np.linalg.norm((gradient * scale) @ (directions * np.sqrt(np.maximum(sizes, 0.0))), axis=1)
         width = stats.t.ppf(0.5 + level / 2, max(self.points - len(self.parameters), 1)) * error
@@ -257,7 +258,7 @@ def _inverse_square(jacobian: Array) -> Array:
     scale[scale == 0] = 1.0
     _, sizes, directions = np.linalg.svd(jacobian / scale, full_matrices=False)
     sizes = np.maximum(sizes, 1e-7 * max(float(sizes[0]), 1e-7))
-    half = directions / sizes[:, None] / scale
+    half = np.clip(directions / sizes[:, None] / np.maximum(scale, 1e-100), -_HUGE, _HUGE)
     return np.asarray(half.T @ half)
 
 

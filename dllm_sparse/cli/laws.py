@@ -119,7 +119,14 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['rms_residual']:.2g}",
         f"{row['akaike_weight']:.2f}",
         trend,
-        "refused by the lack-of-fit test" if row["rejected"] else "",
+        "; ".join(words for words, said in _beware(row) if said),
+    ]
+
+
+def _beware(row: dict[str, Any]) -> list[tuple[str, bool]]:
+    return [
+        ("refused by the lack-of-fit test", bool(row["rejected"])),
+        ("limit not determined", not row["determined"]),
     ]
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from dllm_sparse.analysis.critical import finite
 
+_WORST_ERROR = 0.1
+"""A limit less certain than this (or outside [0, 1]) is not determined by its run: more training is needed."""
+
 
 def law_row(run: dict[str, Any]) -> dict[str, Any]:
     """The kept form of a run in one line."""
@@ -19,7 +22,8 @@ def law_row(run: dict[str, Any]) -> dict[str, Any]:
         row[name] = None if best is None else best["parameters"].get(name)
     for name in ("rms_residual", "akaike_weight", "runs_p_value", "trend_p_value", "rejected"):
         row[name] = None if best is None else best[name]
-    return {**row, "problem": run["problem"]}
+    known = limit is not None and error is not None and 0 <= limit <= 1 and error < _WORST_ERROR
+    return {**row, "determined": known, "problem": run["problem"]}
 
 
 def sentences(value: dict[str, Any]) -> list[str]:
@@ -34,6 +38,11 @@ def sentences(value: dict[str, Any]) -> list[str]:
             f" (bootstrap {row['limit_low']:.3f} to {row['limit_high']:.3f})" if row["limit_low"] is not None else ""
         )
         refused = "; its lack-of-fit test refuses it" if row["rejected"] else ""
+        if not row["determined"]:
+            found.append(
+                f"{row['run']}: the {row['best']} form fits best{refused}, but this run does not fix its limit."
+            )
+            continue
         found.append(
             f"{row['run']}: the {row['best']} form (Akaike weight {row['akaike_weight']:.2f}{refused}) has its limit "
             f"at an activation ratio of {row['limit']:.3f}{between}."

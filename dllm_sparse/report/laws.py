@@ -164,7 +164,7 @@ def _scales(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for kind, activation in sorted({(run["kind"], run["activation"]) for run in runs}):
         here = [law_row(run) for run in runs if (run["kind"], run["activation"]) == (kind, activation)]
-        known = [row for row in here if row["parameters"] and row["limit"] is not None and row["limit_error"]]
+        known = [row for row in here if row["parameters"] and row["determined"]]
         if len({row["parameters"] for row in known}) < 2:
             continue
         sizes, limits, errors = ([row[key] for row in known] for key in ("parameters", "limit", "limit_error"))

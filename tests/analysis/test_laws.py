@@ -1,5 +1,6 @@
 """The activation laws: golden fits, published coefficients recovered, wrong forms found out, honest errors."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -95,13 +96,14 @@ def test_data_that_cannot_be_fitted(tokens: list[float], ratio: list[float]) -> 
 
 
 def test_what_the_data_leave_open_gets_a_huge_error_and_no_nan() -> None:
-    """A flat, noisy run determines neither exponent nor amplitude of any form."""
+    """A flat, noisy or falling run determines neither exponent nor amplitude of some form."""
     noise = np.random.default_rng(1).normal(0, 1e-3, len(TOKENS))
-    for form in ("relu", "silu"):
-        fit = ds.fit_activation_law(TOKENS, 0.4 + noise, form=form)  # type: ignore[arg-type]
+    for form, trend in itertools.product(("relu", "silu"), (0.0, 0.02, -0.02)):
+        data = 0.4 + noise + trend * np.log(TOKENS)
+        fit = ds.fit_activation_law(TOKENS, data, form=form)  # type: ignore[arg-type]
         errors = fit.standard_errors
         assert all(np.isfinite(error) and error >= 0 for error in errors.values())
-        assert errors["alpha"] > abs(fit.parameters["alpha"])
+        assert trend or errors["alpha"] > abs(fit.parameters["alpha"])
         json.dumps(fit.to_dict(), allow_nan=False)
-        low, high = fit.band([50.0])
-        assert low[0] <= 0.4 <= high[0]
+        low, high = fit.band([50.0, 5e4])
+        assert bool((low <= fit.predict([50.0, 5e4])).all() and (fit.predict([50.0, 5e4]) <= high).all())
