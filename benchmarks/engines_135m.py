@@ -17,7 +17,7 @@ import torch
 import dllm_sparse as ds
 from dllm_sparse.files import write_json
 
-GRID = (0.98, 0.95, 0.9, 0.85, 0.8)
+GRID = (0.98, 0.95, 0.9, 0.8)
 
 
 def main() -> None:
