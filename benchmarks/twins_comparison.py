@@ -1,25 +1,30 @@
 """The bundled twins compared: diffusion against autoregressive, all five sites, three tasks, one rule, one average.
 
-    python benchmarks/twins_comparison.py --out results/twins --dtype float32
+    python benchmarks/twins_comparison.py --out results/twins
     accelerate launch --num_processes 2 benchmarks/twins_comparison.py --out results/twins
+    python benchmarks/twins_comparison.py --out results/twins-small --limit 24 --mc-num 16 --published ""
 
-Finished points are kept under OUT/points: the same command resumes. With --seconds it stops before a site it cannot
-finish in time and reports the sites it has. Several processes (GPUs) give the same numbers as one.
+Finished points are kept under OUT/points: the same command resumes. Several processes (GPUs) give the same numbers as
+one. The settings of the published comparison are run beside the corrected ones, with copies and items of their own:
+the differences they make are large, and masks over whole sequences are slow.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import dllm_sparse as ds
 from dllm_sparse.evaluation.processes import Processes, join, leave
+from dllm_sparse.files import write_json
 from dllm_sparse.report.compare import Comparison
+from dllm_sparse.report.workload import Workload
 
 SITES = ("all_inputs", "intermediate", "input", "up", "gate")
-GRID = (0.99, 0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.5)
+GRID = (0.97, 0.93, 0.88, 0.82, 0.75, 0.65, 0.5)
 
 
 class Log:
@@ -52,14 +57,16 @@ def options() -> argparse.Namespace:
     parser.add_argument("--autoregressive", default="tiny-ar")
     parser.add_argument("--tasks", default="tiny-cloze,tiny-infill,tiny-skills")
     parser.add_argument("--sites", default=",".join(SITES))
-    parser.add_argument("--grid", default=",".join(map(str, GRID)), help="values of p; '' for the search alone")
-    parser.add_argument("--mc-num", type=int, default=32)
+    parser.add_argument("--grid", default=",".join(map(str, GRID)), help="values of p; '' for a search")
+    parser.add_argument("--mc-num", type=int, default=64)
+    parser.add_argument("--estimator", default="distinct", help="monte_carlo, distinct or pseudo")
     parser.add_argument("--noise-seeds", type=int, default=4)
-    parser.add_argument("--published", default="all_inputs", help="sites to rerun as published; '' for none")
+    parser.add_argument("--published", default="all_inputs,intermediate", help="sites to rerun as published, or ''")
+    parser.add_argument("--published-mc-num", type=int, default=32)
+    parser.add_argument("--published-limit", type=int, help="first N items for the published settings")
     parser.add_argument("--limit", type=int, help="first N items of each task")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="time budget")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
@@ -72,68 +79,80 @@ def main() -> None:
         "diffusion": ds.load(asked.diffusion, device=device, dtype=asked.dtype),
         "autoregressive": ds.load(asked.autoregressive, device=device, dtype=asked.dtype),
     }
+    grid = [float(p) for p in asked.grid.split(",") if p]
     settings: dict[str, Any] = {
-        "tasks": asked.tasks.split(","),
-        "grid": [float(p) for p in asked.grid.split(",") if p] or None,
-        "search": True,
-        "limit": asked.limit,
-        "scoring": ds.ScoringOptions(mc_num=asked.mc_num),
+        "grid": grid or None,
+        "search": not grid,
         "points": asked.out / "points",
         "processes": processes,
         "watcher": Log(speaks=processes.first),
         **models,
     }
-    result, done, slowest = None, [], 0.0
 
-    def may_go_on(expected: float) -> bool:
-        return bool(processes.agree(time.perf_counter() - started + expected < asked.seconds))
+    def workload(copies: int, limit: int | None) -> Workload:
+        scoring = ds.ScoringOptions(mc_num=copies, estimator=asked.estimator)
+        return Workload.load(asked.tasks.split(","), limit=limit, scoring=scoring)
 
-    for site in asked.sites.split(","):
-        if not may_go_on(slowest):
-            break
-        begun = time.perf_counter()
-        done.append(site)
-        result = ds.compare(sites=done, out=asked.out, **settings)
-        slowest = max(slowest, time.perf_counter() - begun)
-    noise = None
-    if asked.noise_seeds and done and may_go_on(slowest):
-        noise = ds.compare(sites=done[:1], noise_seeds=asked.noise_seeds, out=asked.out / "noise", **settings)
-    published = None
-    if asked.published and may_go_on(2 * slowest):
-        sites = asked.published.split(",")
-        searched = {**settings, "grid": None}
-        published = ds.compare(sites=sites, published=True, out=asked.out / "as-published", **searched)
+    sites = asked.sites.split(",")
+    tasks = workload(asked.mc_num, asked.limit)
+    result = ds.compare(tasks=tasks, sites=sites, out=asked.out, **settings)
+    seconds = time.perf_counter() - started
     if processes.first:
-        report(result, noise, published, done, time.perf_counter() - started, processes)
+        write_json(asked.out / "summary.json", slim(result.to_dict()))
+        report(result, seconds, processes)
+    if asked.noise_seeds:
+        seeds = asked.noise_seeds
+        noise = ds.compare(tasks=tasks, sites=sites[:1], noise_seeds=seeds, out=asked.out / "noise", **settings)
+        if processes.first:
+            write_json(asked.out / "noise.json", noise.to_dict()["likelihood_noise"])
+            report_noise(noise)
+    if asked.published:
+        limit = asked.published_limit or asked.limit
+        tasks, sites = workload(asked.published_mc_num, limit), asked.published.split(",")
+        published = ds.compare(tasks=tasks, sites=sites, published=True, out=asked.out / "as-published", **settings)
+        if processes.first:
+            write_json(asked.out / "as-published.json", slim(published.to_dict()))
+            report_published(published)
+    if processes.first:
+        print(f"everything: {time.perf_counter() - started:.0f} s")
     leave()
 
 
-def report(
-    result: Comparison | None,
-    noise: Comparison | None,
-    published: Comparison | None,
-    done: list[str],
-    seconds: float,
-    processes: Processes,
-) -> None:
-    """A short table, last, so that it is what a truncated log still shows."""
-    if result is None:
-        print("no site fitted the time budget")
-        return
-    if published is not None:
-        for model, sites in published.value["as_published"].items():
-            for site, found in sites.items():
-                for name, entry in found.items():
-                    span = f"{cell(entry['crossing'])} [{cell(entry['low'])}, {cell(entry['high'])}]"
-                    print(f"{model} {site} {name} ({entry['average']}): {span}, confound {cell(entry['confound'])}")
-    if noise is not None:
-        for model, found in noise.value["likelihood_noise"].items():
-            for task, entry in found["tasks"].items():
-                dense = f"{cell(entry['seed_sd_dense'])} / {cell(entry['item_sd_dense'])}"
-                kept = f"{cell(entry['seed_sd_kept'])} / {cell(entry['item_sd_kept'])}"
-                print(f"{model} {task} standard deviation over seeds / items: dense {dense}, kept {kept}")
+def slim(value: dict[str, Any]) -> dict[str, Any]:
+    """The result without the layers and token classes of every point."""
+    copy: dict[str, Any] = json.loads(json.dumps(value))
+    for sites in copy["results"].values():
+        for site in sites.values():
+            for task in site["tasks"].values():
+                for point in task["points"]:
+                    point["ffn_speedup_bound"] = {
+                        group: found["ffn_speedup_bound"] for group, found in point.pop("exploitable").items()
+                    }
+    return copy
+
+
+def report_published(published: Comparison) -> None:
+    """Every setting's critical sparsity and its distance from the corrected one."""
+    for model, sites in published.value["as_published"].items():
+        for site, found in sites.items():
+            for name, entry in found.items():
+                span = f"{cell(entry['crossing'])} [{cell(entry['low'])}, {cell(entry['high'])}]"
+                print(f"{model} {site} {name} ({entry['average']}): {span}, confound {cell(entry['confound'])}")
+
+
+def report_noise(noise: Comparison) -> None:
+    """Standard deviations over seeds and over items, in points."""
+    for model, found in noise.value["likelihood_noise"].items():
+        for task, entry in found["tasks"].items():
+            dense = f"{cell(entry['seed_sd_dense'])} / {cell(entry['item_sd_dense'])}"
+            kept = f"{cell(entry['seed_sd_kept'])} / {cell(entry['item_sd_kept'])}"
+            print(f"{model} {task} p={found['p']}: deviation over seeds / items: dense {dense}, kept {kept}")
+
+
+def report(result: Comparison, seconds: float, processes: Processes) -> None:
+    """A short table of the main result."""
     print(f"{'site':13} {'task':12} {'model':15} {'dense':>6}  critical sparsity % [95 %]      flags")
-    for row in sorted(result.rows(), key=lambda row: (done.index(row["site"]), row["task"] != "average", row["task"])):
+    for row in sorted(result.rows(), key=lambda row: (SITES.index(row["site"]), row["task"] != "average", row["task"])):
         bound = ">=" if row["element_censored"] else "  "
         span = f"[{cell(row['element_crossing_low'])}, {cell(row['element_crossing_high'])}]"
         place = f"{row['site']:13} {row['task']:12} {row['model']:15}"
@@ -141,11 +160,12 @@ def report(
         print(f"{place} {row['dense_score']:6.3f}  {critical:30} {row['flags']}")
     for verdict in result.verdicts:
         print(verdict)
-    print(f"{len(done)} sites, {processes.world} process(es), {seconds:.0f} s, computed points of this call included")
+    place = f"{processes.world} process(es)"
+    print(f"{place}, {seconds:.0f} s: {result.computed} points computed, {result.reused} taken from the store")
 
 
 def cell(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+    return "-" if share is None else f"{100 * share:.2f}"
 
 
 if __name__ == "__main__":

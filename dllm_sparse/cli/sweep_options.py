@@ -61,8 +61,11 @@ LikelihoodCfgOpt = Annotated[
     float, typer.Option("--cfg-scale", help="Guidance in likelihoods.", rich_help_panel=_LIKELIHOOD)
 ]
 EstimatorOpt = Annotated[
-    Literal["monte_carlo", "pseudo"],
-    typer.Option(help="Official Monte-Carlo bound, or exact pseudo-likelihood.", rich_help_panel=_LIKELIHOOD),
+    Literal["monte_carlo", "distinct", "pseudo"],
+    typer.Option(
+        help="Official Monte-Carlo bound; the same from copies without repeats (less noise); pseudo-likelihood.",
+        rich_help_panel=_LIKELIHOOD,
+    ),
 ]
 BatchTokensOpt = Annotated[int | None, typer.Option(help="Most tokens of one forward.", rich_help_panel=_LIKELIHOOD)]
 TaskGenLengthOpt = Annotated[

@@ -94,9 +94,16 @@ class EvaluationTask:
             for group in self._by_document(instances).values():
                 results = [instance.filtered_resps[key] for instance in group]
                 scores = leaf.process_results(group[0].doc, results)
-                # A metric function may name its result itself (pass_at_k gives pass@1).
-                found.append(scores[self.metric] if self.metric in scores else next(iter(scores.values())))
+                found.append(self._own(scores))
         return self._contributions(found)
+
+    def _own(self, scores: dict[str, Any]) -> Any:
+        """This metric's value; a metric function may name its only result itself (pass_at_k gives pass@1)."""
+        if self.metric in scores:
+            return scores[self.metric]
+        if len(scores) > 1:
+            raise UsageError(f"task {self.name}: no metric {self.metric!r} among {', '.join(scores)}")
+        return next(iter(scores.values()))
 
     def _contributions(self, found: Sequence[Any]) -> ItemValues:
         if self.link == "identity":

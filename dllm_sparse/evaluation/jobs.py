@@ -102,15 +102,15 @@ def run_jobs(
 ) -> tuple[list[tuple[Tensor, ...]], Measured]:
     """Results of all jobs in order, on the CPU, and the merged measurement, in every process."""
     own = processes.mine(len(jobs))
-    finished: list[tuple[tuple[Tensor, ...], Measured]] = []
+    finished: list[tuple[tuple[Tensor, ...], SparsityCounts, UnionCounter]] = []
     for done, number in enumerate(own, start=1):
         finished.append(_run_one(lm, jobs[number], sparsity))
         if advance is not None:
             advance(done / len(own))
     # One transfer at the end: nothing above waits for the GPU.
     home = (
-        (number, (tuple(part.cpu() for part in result), Measured(measured.counts.to("cpu"), measured.unions)))
-        for number, (result, measured) in zip(own, finished, strict=True)
+        (number, (tuple(part.cpu() for part in result), Measured(counts.to("cpu"), unions.totals())))
+        for number, (result, counts, unions) in zip(own, finished, strict=True)
     )
     answers = processes.collect(home)
     total = Measured()
@@ -120,10 +120,12 @@ def run_jobs(
 
 
 @torch.inference_mode()
-def _run_one(lm: LanguageModel, job: Job, sparsity: SparsityConfig | None) -> tuple[tuple[Tensor, ...], Measured]:
-    if sparsity is None:
-        return job.run(lm, ()), Measured()
+def _run_one(
+    lm: LanguageModel, job: Job, sparsity: SparsityConfig | None
+) -> tuple[tuple[Tensor, ...], SparsityCounts, UnionCounter]:
     unions = UnionCounter()
+    if sparsity is None:
+        return job.run(lm, ()), SparsityCounts(), unions
     with sparsify(lm, sparsity, (unions,)) as handle:
         result = job.run(lm, (handle,))
-    return result, Measured(handle.counts, unions.totals())
+    return result, handle.counts, unions

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from dllm_sparse.types import UsageError
 
-Estimator = Literal["monte_carlo", "pseudo"]
+Estimator = Literal["monte_carlo", "distinct", "pseudo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +15,10 @@ class ScoringOptions:
     """Likelihood options of diffusion models (LLaDA's names); an autoregressive model is exact and uses none but seed.
 
     `monte_carlo`: the official stratified bound from `mc_num` masked copies, drawn in groups of `mc_batch` (None: one
-    group, the best stratification; LLaDA's scripts use 8). `pseudo`: exact sum of the conditionals with one target
+    group, the best stratification; LLaDA's scripts use 8). `distinct`: the same bound from as many copies without
+    repeats, hence with less noise and, for short targets, none. `pseudo`: exact sum of the conditionals with one target
     position masked at a time, L forwards of one row; another quantity, for ranking. A target of one token is exact
-    under both. `cfg_scale` guides against a copy whose prompt is masked. `check_greedy` decides is_greedy of targets
+    under all. `cfg_scale` guides against a copy whose prompt is masked. `check_greedy` decides is_greedy of targets
     longer than a token, at the cost of one forward a token. `max_length` bounds the context; `batch_tokens` bounds one
     forward (None: by device and vocabulary) and decides no result.
     """

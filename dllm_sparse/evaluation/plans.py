@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from dllm_sparse.evaluation.batches import Batch, Rows, pack
+from dllm_sparse.evaluation.copies import masks_and_weights
 from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.requests import Pair
 from dllm_sparse.models.loading import LanguageModel
-from dllm_sparse.samplers.likelihood import stratified_masks
 
 # One forward's tokens: large enough to fill a GPU, small enough for a CPU's cache; and at most so many logits.
 _CUDA_TOKENS, _CPU_TOKENS = 1 << 17, 1 << 12
@@ -75,21 +74,6 @@ def _packed(parts: Sequence[Rows], budget: int) -> list[Batch]:
                 batches.append(pack(chosen))
                 chosen = []
     return [*batches, pack(chosen)] if chosen else batches
-
-
-def masks_and_weights(pair: Pair, options: ScoringOptions) -> tuple[Tensor, Tensor]:
-    """Masked target positions [rows, L] bool and the weight [rows] of a masked token's log-likelihood.
-
-    Monte Carlo: L / (number masked) / mc_num, so that the weighted sum is the official estimate; random numbers are
-    drawn in its order. Pseudo: one position a row, weight 1. One token: one row, exact.
-    """
-    length = len(pair.target)
-    if length == 1 or options.estimator == "pseudo":
-        return torch.eye(length, dtype=torch.bool), torch.ones(length)
-    generator = torch.Generator().manual_seed(pair.seed(options.seed))
-    groups = options.mc_num // options.group
-    masks = torch.cat([stratified_masks(length, options.group, generator) for _ in range(groups)])
-    return masks, length / masks.sum(-1) / options.mc_num
 
 
 def _diffusion_rows(owner: int, pair: Pair, options: ScoringOptions, mask_id: int) -> Rows:

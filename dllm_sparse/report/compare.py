@@ -163,17 +163,31 @@ def _differences(curves: Mapping[str, Mapping[str, SiteCurves]], plan: SweepPlan
             for number, (task, (left, right)) in enumerate(pairs.items()):
                 assert left is not None
                 assert right is not None
-                entry = _difference((first, second), (left, right), plan)
+                behind = [one.tasks, two.tasks] if task == "average" else [{task: left}, {task: right}]
+                caveats = [
+                    doubt
+                    for name, tasks in zip((first, second), behind, strict=True)
+                    for doubt in _doubts(name, tasks, plan)
+                ]
+                entry = _difference((first, second), (left, right), plan, caveats)
                 found.append({"site": site, "task": task, "main": number == 0, **entry.to_dict()})
     return found
 
 
-def _difference(names: tuple[str, str], curves: tuple[Curve, Curve], plan: SweepPlan) -> Difference:
+def _doubts(model: str, tasks: Mapping[str, Curve], plan: SweepPlan) -> list[str]:
+    """What disqualifies a model's curve, or the average of several: a task that cannot tell better from worse."""
+    return [
+        f"{model} is {flag} on {task}"
+        for task, curve in tasks.items()
+        for flag in curve.summary(plan.retain)["flags"]
+        if flag in ("at chance", "below resolution")
+    ]
+
+
+def _difference(
+    names: tuple[str, str], curves: tuple[Curve, Curve], plan: SweepPlan, caveats: Sequence[str]
+) -> Difference:
     results = [curve.critical(plan.average, plan.retain) for curve in curves]
-    caveats = []
-    for name, curve in zip(names, curves, strict=True):
-        flags = curve.summary(plan.retain)["flags"]
-        caveats += [f"{name} is {flag}" for flag in flags if flag in ("at chance", "below resolution")]
     values = (results[0][0].crossing.value, results[1][0].crossing.value)
     censored = (results[0][0].censored, results[1][0].censored)
     return difference(names, values, (results[0][1], results[1][1]), censored=censored, caveats=caveats)

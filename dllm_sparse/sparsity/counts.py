@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dllm_sparse.kernels.tallying import can_tally, tally
 from dllm_sparse.types import Site, SiteName, TokenClass
 
 _CLASSES = len(TokenClass)
@@ -68,16 +69,15 @@ class SparsityCounts:
         if site not in self._sites:
             self._sites[site] = _SiteCount.empty(keep.device)
         count = self._sites[site]
-        kept = torch.zeros_like(count.kept).index_add_(0, classes.index, keep.count_nonzero(-1).flatten())
-        kept[TokenClass.PADDING] = 0
+        if can_tally(keep):
+            kept, _, _, union = tally(keep, token_class)
+        else:
+            kept, union = _tally(keep, classes)
         count.kept += kept
         count.entries += classes.tokens * keep.shape[-1]
         count.call_sparsity += 1 - kept.sum().double() / (classes.counted * keep.shape[-1])
         count.calls += 1
-        rows = keep.flatten(0, 1)
-        if classes.real is not None:
-            rows = rows[classes.real]
-        count.union_kept += rows.any(0).count_nonzero()
+        count.union_kept += union.count_nonzero()
         count.union_entries += keep.shape[-1]
 
     def merge(self, other: SparsityCounts) -> None:
@@ -88,11 +88,14 @@ class SparsityCounts:
                 setattr(ours, name, getattr(ours, name) + getattr(theirs, name))
 
     def to(self, device: torch.device | str) -> SparsityCounts:
-        """A copy whose tensors are on `device`."""
+        """A copy whose tensors are on `device`; four transfers, however many sites there are."""
         copy = SparsityCounts()
-        for site, count in self._sites.items():
-            moved = {name: getattr(count, name).to(device, copy=True) for name in _TENSORS}
-            copy._sites[site] = replace(count, **moved)
+        counts = list(self._sites.values())
+        if counts:
+            moved = {name: torch.stack([getattr(count, name) for count in counts]).to(device) for name in _TENSORS}
+            for row, (site, count) in enumerate(self._sites.items()):
+                own: dict[str, Any] = {name: moved[name][row].clone() for name in _TENSORS}
+                copy._sites[site] = replace(count, **own)
         return copy
 
     def summary(self) -> dict[str, float]:
@@ -160,3 +163,12 @@ class SparsityCounts:
         counts = [self._sites[site] for site in sites]
         entries = sum(int(count.entries[classes].sum()) for count in counts)
         return 1 - sum(int(count.kept[classes].sum()) for count in counts) / entries if entries else 0.0
+
+
+def _tally(keep: Tensor, classes: _Classes) -> tuple[Tensor, Tensor]:
+    """Entries kept per class [C], and the channels [n] some real token kept: the plain twin of `tally`."""
+    per_token = keep.count_nonzero(-1).flatten()
+    kept = torch.zeros(_CLASSES, dtype=torch.int64, device=keep.device).index_add_(0, classes.index, per_token)
+    kept[TokenClass.PADDING] = 0
+    rows = keep.flatten(0, 1)
+    return kept, (rows if classes.real is None else rows[classes.real]).any(0)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dllm_sparse.kernels.masking import can_mask, mass_mask
 from dllm_sparse.kernels.selection import can_select, mass_threshold
 from dllm_sparse.types import NonFiniteActivations, UsageError
 
@@ -25,6 +26,7 @@ _UNUSED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 _SUM_ERROR = 4e-6
 
 _INFINITY_BITS = 0x7F800000
+_NOT_FINITE = "NaN or Inf among the values to be masked"
 # Entries up to which a sort (20 us for 576, 150 for 12288) beats the bisection's many calls (500 us).
 _SORTED_ENTRIES = 1 << 14
 
@@ -40,6 +42,11 @@ def top_p_mask(v: Tensor, p: float, ties: Ties = "keep") -> Tensor:
     Raises UsageError for p outside [0, 1] and NonFiniteActivations for NaN or Inf. Source: arXiv 2509.00454, eq. (1).
     """
     check_fraction("p", p)
+    if p < 1.0 and ties == "keep" and can_mask(v):
+        keep, bad = mass_mask(v.detach(), p)
+        if bool(bad):
+            raise NonFiniteActivations(_NOT_FINITE)
+        return keep
     score = _scores(v)
     if p == 1.0 or not score.numel():
         _finite_total(score)
@@ -76,6 +83,10 @@ def threshold_mask(v: Tensor, threshold: float) -> Tensor:
     """Entries with |v| >= threshold (an absolute magnitude, >= 0); 0 keeps every nonzero entry."""
     if not threshold >= 0:
         raise UsageError(f"the threshold is {threshold}; it is a magnitude and must be at least 0")
+    if threshold == 0:
+        if not bool(torch.isfinite(v).all()):
+            raise NonFiniteActivations(_NOT_FINITE)
+        return v != 0
     score = _scores(v)
     _finite_total(score)
     return (score >= threshold) & (score > 0)
@@ -119,7 +130,7 @@ def _finite_total(score: Tensor) -> Tensor:
     if not bool(torch.isfinite(total).all()):
         if bool(torch.isfinite(score).all()):
             raise UsageError("float64 values whose sum overflows; scale them down")
-        raise NonFiniteActivations("NaN or Inf among the values to be masked")
+        raise NonFiniteActivations(_NOT_FINITE)
     return total
 
 

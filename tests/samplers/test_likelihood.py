@@ -59,7 +59,7 @@ def test_diffusion_of_two_tokens_averages_to_the_exact_bound() -> None:
     spread = abs(masked_losses((0,)) - masked_losses((1,))) / (256**0.5)
     assert spread > 0
     assert all(abs(value - bound) < 5 * spread for value in values)
-    assert len(set(values)) == 3
+    assert len(set(values)) > 1  # two seeds may draw the same number of each mask
     assert ds.log_likelihood(lm, PROMPT, target, mc_num=512, batch_size=64, seed=1) == values[1]
 
 
