@@ -7,6 +7,7 @@ Sources: arXiv 2509.00454 (effective rank, single-layer runs; its uniform p is c
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +27,7 @@ from dllm_sparse.sparsity.sparsifier import overriding
 from dllm_sparse.types import Site, StepContext, UsageError
 
 Report = Callable[[str], None]
+_RANK_MEMORY = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +55,36 @@ class SiteRank:
 
 
 def site_ranks(
-    lm: LanguageModel, data: HeldOut, *, published: bool = False, layers: Sequence[int] | None = None
+    lm: LanguageModel, data: HeldOut, *, published: bool = False, memory: int = _RANK_MEMORY
 ) -> list[SiteRank]:
-    """Ranks of all four sites of every layer (of `layers`) from one dense pass; experts have none of their own.
+    """Ranks of all four sites of every layer from dense passes; experts have none of their own.
 
-    Holds one fp64 matrix [width, width] per site and layer: choose `layers` for a large model.
+    One fp64 matrix [width, width] is held per site and layer, for as many layers at a time as fit `memory` bytes.
     """
+    found: list[SiteRank] = []
+    for layers in _layer_groups(lm, memory):
+        found += _ranks_of(lm, data, layers, published=published)
+    return found
+
+
+def rank_windows(lm: LanguageModel, length: int) -> int:
+    """Windows that give every site four times as many tokens as features, so that tokens do not bound the rank."""
+    return math.ceil(4 * max(lm.config.width, lm.config.ffn_width) / length)
+
+
+def _layer_groups(lm: LanguageModel, memory: int) -> list[range]:
+    each = 8 * (lm.config.width**2 + 3 * lm.config.ffn_width**2)
+    size = max(memory // each, 1)
+    return [range(start, min(start + size, lm.config.layers)) for start in range(0, lm.config.layers, size)]
+
+
+def _ranks_of(lm: LanguageModel, data: HeldOut, layers: range, *, published: bool) -> list[SiteRank]:
+    """The ranks of some layers from one dense pass."""
     streams: dict[Site, StreamingRank] = {}
     batches: dict[Site, list[float]] = {}
 
     def collect(site: Site, values: Tensor, context: StepContext) -> None:
-        if site.expert >= 0 or (layers is not None and site.layer not in layers):
+        if site.expert >= 0 or site.layer not in layers:
             return
         rows = real_tokens(values, context)
         streams.setdefault(site, StreamingRank(rows.shape[-1], rows.device)).add(rows)

@@ -69,6 +69,13 @@ def summary(value: Mapping[str, Any]) -> list[str]:
             f"p spread over layers by {names.get(name, 'measured sensitivity (uses data)')}: critical sparsity "
             f"{100 * entry['critical']:.1f} %, {100 * entry['added']:+.1f} points."
         )
+    few = [rank for rank in value["ranks"] if rank["tokens"] < 2 * rank["width"]]
+    if few:
+        worst = max(few, key=lambda rank: rank["width"] / rank["tokens"])
+        found.append(
+            f"Effective ranks are held down by the text: {worst['tokens']} tokens for {worst['width']} features at "
+            f"site {worst['site']}; give more with --text."
+        )
     if value["experts"] is not None:
         layers = value["experts"]["layers"]
         outliers = sum(len(layer["outliers"]) for layer in layers)

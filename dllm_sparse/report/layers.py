@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from dllm_sparse.analysis import experts as expert_tables
+from dllm_sparse.analysis.heldout import held_out, windows_of
 from dllm_sparse.analysis.layers import (
     LossCurve,
     allocated_curve,
     layer_sensitivity,
     loss_curve,
+    rank_windows,
     site_ranks,
     weight_scores,
 )
@@ -64,6 +66,7 @@ def layer_report(
 
     A setting passes while dense perplexity / its perplexity >= `retain`. `sensitivity` adds every layer alone and two
     allocations of p at the same mean: one from the weights alone (data-free), one from the measured sensitivities.
+    Ranks are taken over more windows where `windows` has fewer tokens than four times the widest site.
     `published_rank` adds the paper's batch-dependent rank. With `out`, points are stored as they finish and JSON, CSV,
     PNG and HTML are written. Raises UsageError.
     """
@@ -73,7 +76,8 @@ def layer_report(
     probe = probe_of(lm, texts or bundled_texts(), windows, length, seed, out)
     base = SparsityConfig(sites=sites)
     say("effective ranks")
-    ranks = [rank.to_dict() for rank in site_ranks(lm, probe.data, published=published_rank)]
+    many = windows_of(lm, texts or bundled_texts(), max(windows, rank_windows(lm, length)), length)
+    ranks = [rank.to_dict() for rank in site_ranks(lm, held_out(lm, many, seed), published=published_rank)]
     say("the uniform rule")
     uniform = loss_curve(probe, base, retain, evaluations=9)
     value: dict[str, Any] = {

@@ -14,6 +14,7 @@ from dllm_sparse.analysis.layers import (
     allocated_curve,
     layer_sensitivity,
     loss_curve,
+    rank_windows,
     site_ranks,
     weight_scores,
 )
@@ -47,14 +48,20 @@ def test_ranks_are_those_of_the_recorded_activations(kind: str) -> None:
 def test_the_published_protocol_depends_on_the_batch_and_is_marked_so() -> None:
     lm = tiny_lm()
     data = held_out(lm, WINDOWS)
-    plain, published = site_ranks(lm, data, layers=[1]), site_ranks(lm, data, published=True, layers=[1])
-    assert [rank.published for rank in plain] == [None] * 4
-    assert {rank.layer for rank in published} == {1}
+    plain, published = site_ranks(lm, data), site_ranks(lm, data, published=True)
+    assert [rank.published for rank in plain] == [None] * 8
     for exact, batched in zip(plain, published, strict=True):
         assert exact.rank == batched.rank
         assert batched.published == pytest.approx(exact.rank, rel=1e-4)  # one batch: the same matrix, in fp32
     small = site_ranks(lm, data[:3], published=True)
     assert all(rank.published is not None and rank.published <= 60 for rank in small)
+
+
+def test_layers_may_be_taken_in_several_passes() -> None:
+    lm = tiny_lm()
+    data = held_out(lm, WINDOWS)
+    assert site_ranks(lm, data, memory=1) == site_ranks(lm, data)
+    assert rank_windows(lm, 20) == 5  # 24 features wide: 100 tokens
 
 
 def test_the_curve_brackets_its_crossing() -> None:
