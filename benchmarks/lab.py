@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="prepared before; default WORK/data")
     parser.add_argument("--work", type=Path, required=True, help="runs, checkpoints, snapshots, logs")
     parser.add_argument("--keep", type=Path, required=True, help="small results")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2000, help="of 32,768 tokens")
     parser.add_argument("--windows", type=int, default=64, help="of held-out text, 256 tokens each")
     parser.add_argument("--workers", type=int, default=4, help="runs at a time")
     parser.add_argument("--seconds", type=float, help="stop then; the same command resumes")

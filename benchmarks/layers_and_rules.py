@@ -32,7 +32,7 @@ def layers(asked: argparse.Namespace) -> None:
         windows=asked.windows,
         length=128,
         sensitivity=not asked.no_sensitivity,
-        published_rank=True,
+        published_rank=asked.published_rank,
         out=asked.out,
         say=print,
     )
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--no-sensitivity", action="store_true", help="without every layer alone: minutes, not an hour")
+    parser.add_argument("--published-rank", action="store_true", help="also the batch-dependent rank: an SVD a batch")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, required=True)
