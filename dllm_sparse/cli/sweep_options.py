@@ -165,6 +165,8 @@ def percent(value: float | None) -> str:
 
 def estimate(row: dict[str, Any], average: str, reading: str) -> str:
     """`41.2 [38.0, 44.1]`, with `>=` where nothing measured fell below the line."""
+    if row[f"{average}_{reading}"] is None:
+        return "-"
     low, high = row[f"{average}_{reading}_low"], row[f"{average}_{reading}_high"]
     bound = ">= " if row[f"{average}_censored"] else ""
     return f"{bound}{percent(row[f'{average}_{reading}'])} [{percent(low)}, {percent(high)}]"

@@ -113,11 +113,10 @@ def critical_sparsity(
         "results": {site: found.to_dict(retain) for site, found in curves.items()},
     }
     report = CriticalReport(lm.name, curves, value, seconds=time.perf_counter() - started)
+    report.reused, report.computed = sweep.store.reused, sweep.store.computed
     if out is not None and processes.first:
-        run = {"seconds": report.seconds, "points_reused": sweep.store.reused, "points_computed": sweep.store.computed}
-        report.files = write_sweep(
-            Path(out), "critical-sparsity", value, report.rows(), {**run, "processes": processes.world}
-        )
+        run = run_facts(report.seconds, sweep.store, processes)
+        report.files = write_sweep(Path(out), "critical-sparsity", value, report.rows(), run)
     processes.barrier()
     return report
 

@@ -72,6 +72,8 @@ def _sentences(value: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> I
 
 def _span(row: Mapping[str, Any], average: str) -> str:
     value, low, high = (row[f"{average}_crossing{part}"] for part in ("", "_low", "_high"))
+    if value is None:
+        return "-"
     bound = ">= " if row[f"{average}_censored"] else ""
     return f"{bound}{_percent(value)} [{_percent(low)}, {_percent(high)}]"
 
@@ -107,7 +109,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in rows
     )
-    return table(headers, cells)
+    return f'<div class="notes-last">{table(headers, cells)}</div>'
 
 
 def _published(value: Mapping[str, Any]) -> list[Section]:
@@ -141,9 +143,16 @@ def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, model in config["models"].items():
         yield name, f"{model['kind']}, {model['dtype']} on {model['device']}, weights {model['weights_sha256'][:16]}"
     for name, task in config["tasks"].items():
-        yield name, f"{task['items']} items, {task['metric']}, {task['scoring']}"
+        yield name, f"{task['items']} items, {task['metric']}, {_plain(task['scoring'])}"
     for key in ("limit", "plan", "sparsity", "versions", "git_revision"):
-        yield key, str(config[key])
+        yield key, _plain(config[key])
+
+
+def _plain(value: Any) -> str:
+    """Settings as words: `mc_num 128, seed 0`; what is None is left out."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {one}" for name, one in value.items() if one is not None)
+    return "none" if value is None else str(value)
 
 
 def _curves(by_model: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dllm_sparse.cli import sweep_options
 from tests.cli.conftest import Cli
 from tests.evaluation.conftest import diffusion, llada_folder, llama_folder, task_folder  # noqa: F401 (fixtures)
 
@@ -104,3 +105,10 @@ def test_chosen_layers_alone(cli: Cli, llada_folder: Path, task_folder: Path) ->
     answer = cli(*call, "--layers", "first")
     assert answer.code == 2
     assert "layer numbers such as 0,3,5" in answer.stderr
+
+
+def test_a_critical_sparsity_that_is_undefined_is_not_called_a_bound() -> None:
+    row = {"element_crossing": None, "element_crossing_low": None, "element_crossing_high": None}
+    assert sweep_options.estimate({**row, "element_censored": True}, "element", "crossing") == "-"
+    row = {"element_crossing": 0.5, "element_crossing_low": 0.25, "element_crossing_high": 0.75}
+    assert sweep_options.estimate({**row, "element_censored": True}, "element", "crossing") == ">= 50.0 [25.0, 75.0]"

@@ -56,6 +56,9 @@ def test_a_sweep_writes_its_files_and_repeats_exactly(
     assert set(point["exploitable"]) >= {"1", "8"}
     second = run(diffusion, task_folder, None, sites="all")
     assert second.value == first.value
+    assert (first.computed, first.reused) == (second.computed, second.reused) == (5 * (1 + len(GRID)), 0)
+    third = run(diffusion, task_folder, tmp_path / "a", sites="up")
+    assert (third.computed, third.reused) == (0, 1 + len(GRID))
 
 
 def test_search_spends_at_most_eight_evaluations(ar: ds.LanguageModel, task_folder: Path) -> None:
