@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.samplers.autoregressive import decode
+from dllm_sparse.samplers.canvas import Decoded
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.masked_diffusion import Decoded, denoise
+from dllm_sparse.samplers.masked_diffusion import denoise
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.sparsifier import sparsify
 from dllm_sparse.types import Observer, UsageError

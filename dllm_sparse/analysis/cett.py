@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_sparse.models.transformer import ACTIVATIONS
+from dllm_sparse.kernels.reference import ACTIVATIONS
 from dllm_sparse.types import UsageError
 
 

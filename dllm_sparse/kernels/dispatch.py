@@ -11,6 +11,7 @@ from types import MappingProxyType
 import torch
 
 from dllm_sparse.kernels.cpu import CPU_DTYPES
+from dllm_sparse.kernels.selection import triton_installed
 from dllm_sparse.types import BackendUnavailable
 
 CPU_MOST_TOKENS = 4
@@ -21,6 +22,14 @@ CPU_KEPT_LIMIT: Mapping[torch.dtype, float] = MappingProxyType({torch.float32: 0
 
 CPU_LEAST_WEIGHTS = 1 << 19
 """Weights of a layer below which the 30 us of finding the nonzero values cost more than they save."""
+
+LISTING_LIMIT = ((1, 0.75), (16, 0.6), (32, 0.4), (64, 0.2))
+"""(most rows, share of the channels some row kept) up to which reading only those beats reading all, on an H200."""
+
+
+def listing_pays(rows: int, density: float) -> bool:
+    """True where a GPU product of few rows is faster over the list of kept channels than over the whole weight."""
+    return density <= next((limit for most, limit in LISTING_LIMIT if rows <= most), 0.0)
 
 
 def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -37,7 +46,12 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
         raise BackendUnavailable(f"backend 'cpu' needs float32 or bfloat16 on a CPU, not {given}; use --backend auto")
     if device.type != "cuda":
         raise BackendUnavailable("backend 'triton' needs a CUDA GPU and the model is on the CPU; use --backend auto")
-    raise BackendUnavailable("backend 'triton' cannot run here: this version has no GPU gather kernels; use auto")
+    if dtype not in (torch.bfloat16, torch.float16):
+        given = str(dtype).removeprefix("torch.")
+        raise BackendUnavailable(f"backend 'triton' needs bfloat16 or float16 weights, not {given}; use --backend auto")
+    if not triton_installed():
+        raise BackendUnavailable("backend 'triton' needs the package triton (pip install 'dllm-sparse[triton]')")
+    return "triton"
 
 
 def cpu_pays(kept: int, tokens: int, inputs: int, outputs: int, dtype: torch.dtype) -> bool:

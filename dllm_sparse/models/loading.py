@@ -54,6 +54,7 @@ class LanguageModel:
     ) -> None:
         self.name, self.kind, self.config, self.transformer = name, kind, config, transformer
         self.family, self.revision, self.engine = family, revision, engine
+        self.graphs: tuple[tuple[object, ...], object] | None = None  # captured steps, kept for the next generation
         self._tokenizer, self._read_tokenizer = tokenizer, read_tokenizer
 
     @property

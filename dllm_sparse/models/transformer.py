@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dllm_sparse.kernels.reference import ACTIVATIONS, rms_norm, rotate
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.types import SiteName, StepContext
 
@@ -43,13 +44,6 @@ Product = Callable[[nn.Linear, Tensor], Tensor]
 FFNOverride = Callable[["FeedForward", Tensor, StepContext | None], Tensor]
 """Replaces the dense FFN of one layer: (ffn, x [B, T, D], context) -> [B, T, D]."""
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
-
 
 class RMSNorm(nn.Module):
     """Normalises in fp32, casts back, then scales (LLaDA's and Llama's order of operations)."""
@@ -61,10 +55,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape and dtype."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        scaled: Tensor = self.weight * wide.to(x.dtype)
-        return scaled
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rope_frequencies(config: TransformerConfig) -> Tensor:
@@ -90,18 +81,19 @@ def rope_tables(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]
     return angles.cos(), angles.sin()
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates [B, heads, T, head_dim] by halves, in fp32 whatever the model's dtype (LLaDA's full precision)."""
-    wide = x.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-
 class KVCache:
     """Static post-RoPE keys and values, addressed by canvas position; a forward rewrites its own slice in place."""
 
-    def __init__(self, config: TransformerConfig, batch: int, length: int, device: torch.device, dtype: torch.dtype):
-        shape = (config.layers, batch, config.kv_heads, length, config.head_dim)
+    def __init__(
+        self,
+        config: TransformerConfig,
+        batch: int,
+        length: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        layers: int | None = None,
+    ) -> None:
+        shape = (layers or config.layers, batch, config.kv_heads, length, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
 
@@ -148,7 +140,7 @@ class Attention(nn.Module):
         if self.config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        query, key = apply_rope(query, *rope), apply_rope(key, *rope)
+        query, key = rotate(query, *rope), rotate(key, *rope)
         if cache is not None:
             key, value = cache.update(self.layer, start, key, value, visible)
         causal = self.config.causal and bias is None and tokens > 1

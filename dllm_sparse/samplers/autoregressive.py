@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dllm_sparse.engine.observing import GraphableObserver
 from dllm_sparse.models.loading import LanguageModel, rotary_positions
+from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.confidence import choose_tokens, token_probabilities
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.masked_diffusion import Decoded, check_context
+from dllm_sparse.samplers.graph_steps import AutoregressiveGraphs, graphable, kept_graphs
+from dllm_sparse.samplers.masked_diffusion import check_context
 from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, TokenClass
 
 
@@ -27,12 +30,45 @@ def decode(
     """
     config = config or SamplerConfig()
     check_context(lm, prompt.shape[1], config.gen_length)
+    as_graphs, masking = graphable(lm, config, observers, config.gen_length)
+    if as_graphs:
+        return _decode_as_graphs(lm, prompt.to(lm.device), attention_mask, config, masking)
     loop = _Loop(lm, prompt.to(lm.device), attention_mask, config, observers)
     for index in range(config.gen_length):
         loop.run_step(Step(index, config.gen_length, 0, index))
         if config.stop_at_eos and bool(loop.finished.all()):
             break
     return Decoded(loop.ids[:, : loop.length], loop.forwards, loop.commit_step[:, : loop.length - loop.prompt_length])
+
+
+def _decode_as_graphs(
+    lm: LanguageModel,
+    prompt: Tensor,
+    attention_mask: Tensor | None,
+    config: SamplerConfig,
+    masking: GraphableObserver | None,
+) -> Decoded:
+    """The same decoding, each token one replay of a captured graph; the host waits only if it may stop early."""
+    stop_ids, fill = _end_ids(lm, config)
+    mask = None if attention_mask is None else attention_mask.to(lm.device)
+    canvas = Canvas(prompt, mask, config.gen_length, fill)
+    stop = stop_ids if config.stop_at_eos else None
+    ends = tuple(stop_ids.tolist()) if config.stop_at_eos else None
+    masks = masking.graph_key() if masking else None
+    key = ("autoregressive", tuple(canvas.ids.shape), canvas.padded, ends, fill, masks)
+    ffn = masking.graph_ffn if masking else None
+    graphs = kept_graphs(lm, key, lambda: AutoregressiveGraphs(lm, canvas, stop, fill, ffn))
+    if masking is not None and graphs.ffn is not None:
+        masking.graph_start(graphs.ffn)
+    graphs.load(canvas)
+    forwards = 1
+    while forwards < config.gen_length and not (config.stop_at_eos and graphs.all_finished()):
+        graphs.run()
+        forwards += 1
+    graphs.store(canvas)
+    if masking is not None and graphs.ffn is not None:
+        masking.graph_stop(graphs.ffn)
+    return Decoded(canvas.ids[:, : canvas.prompt_length + forwards], forwards, canvas.commit_step[:, :forwards])
 
 
 class _Loop:

@@ -32,6 +32,13 @@ def pick_by_quota(confidence: Tensor, quota: list[int]) -> Tensor:
     return picked & (confidence > -torch.inf)
 
 
+def pick_by_rank(confidence: Tensor, quota: Tensor) -> Tensor:
+    """`pick_by_quota` with the quota [B] on the device and the lowest position first among equals: no host values."""
+    order = confidence.argsort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(confidence.shape[-1], device=confidence.device).expand_as(order)
+    return (torch.zeros_like(order).scatter_(1, order, rank) < quota[:, None]) & (confidence > -torch.inf)
+
+
 def pick_by_threshold(confidence: Tensor, threshold: float) -> Tensor:
     """The most confident position of each row, and every other one with confidence >= threshold (Fast-dLLM)."""
     best = torch.zeros_like(confidence, dtype=torch.bool)

@@ -11,6 +11,7 @@ from dllm_sparse.types import UsageError
 Remasking = Literal["low_confidence", "random"]
 Cache = Literal["none", "prefix", "dual"]
 ConfidenceDtype = Literal["model", "float32", "float64"]
+Execution = Literal["auto", "eager", "graph"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,12 @@ class SamplerConfig:
     `factor` uses Fast-dLLM's factor rule; both ignore `steps`. `confidence_dtype` is the type of the confidence
     softmax: the model's (LLaDA) or float64 (Fast-dLLM).
 
-    Autoregressive: only gen_length, temperature, stop_at_eos, the eos ids and seed are used.
+    Autoregressive: only gen_length, temperature, stop_at_eos, the eos ids, execution and seed are used.
 
     Extras that are off by default: `stop_at_eos` ends a generation once every row holds an EOS in its finished blocks;
-    `early_block_exit` skips the forwards of a block that has no mask left. Raises UsageError for impossible values.
+    `early_block_exit` skips the forwards of a block that has no mask left. `execution` says how forwards are executed:
+    "eager" layer by layer, "graph" as captured CUDA graphs with fused layers, "auto" the faster one that can.
+    Raises UsageError for impossible values.
     """
 
     gen_length: int = 128
@@ -44,10 +47,17 @@ class SamplerConfig:
     eot_token_id: int | None = None
     stop_at_eos: bool = False
     early_block_exit: bool = False
+    execution: Execution = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind in (("remasking", Remasking), ("cache", Cache), ("confidence_dtype", ConfidenceDtype)):
+        choices = {
+            "remasking": Remasking,
+            "cache": Cache,
+            "confidence_dtype": ConfidenceDtype,
+            "execution": Execution,
+        }
+        for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(get_args(kind))}")
         for name in ("gen_length", "block_length"):

@@ -8,13 +8,13 @@ fp64 noise [B, rows fed, V] if temperature > 0 (drawn twice in a cached prefix f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from dllm_sparse.engine.observing import GraphableObserver
 from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.models.transformer import KVCache
+from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.confidence import (
     choose_tokens,
     pick_by_factor,
@@ -23,57 +23,9 @@ from dllm_sparse.samplers.confidence import (
     token_probabilities,
 )
 from dllm_sparse.samplers.config import SamplerConfig
+from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable, kept_graphs
 from dllm_sparse.samplers.schedule import transfer_counts
-from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, TokenClass, UsageError
-
-
-@dataclass(slots=True)
-class Decoded:
-    """What a loop returns: ids [B, L] with the prompt in front, forwards run, and the step that committed each
-    generated position, [B, gen_length] (-1 where none did)."""
-
-    ids: Tensor
-    forward_passes: int
-    commit_step: Tensor
-
-
-class _Canvas:
-    """The state of one generation: ids, which positions are masks, and what the last step committed."""
-
-    def __init__(self, lm: LanguageModel, prompt: Tensor, attention_mask: Tensor | None, config: SamplerConfig) -> None:
-        assert lm.mask_token_id is not None
-        self.mask_id = lm.mask_token_id
-        self.prompt_length = prompt.shape[1]
-        self.ids = torch.nn.functional.pad(prompt, (0, config.gen_length), value=self.mask_id)
-        self.attention_mask = attention_mask
-        if attention_mask is not None:
-            self.attention_mask = torch.nn.functional.pad(attention_mask, (0, config.gen_length), value=1)
-        # CFG: the unconditional copy masks whatever was given at the start, padding included (as LLaDA does).
-        self.given = self.ids != self.mask_id
-        self.committed = torch.zeros_like(self.given)
-        self.commit_step = torch.full_like(self.ids[:, self.prompt_length :], -1)
-
-    def masked(self) -> Tensor:
-        """Positions [B, L] that still hold a mask."""
-        return self.ids == self.mask_id
-
-    def token_class(self) -> Tensor:
-        """Class [B, L] int8 of every position before the next step."""
-        classes = torch.full_like(self.ids, TokenClass.DECODED, dtype=torch.int8)
-        classes[:, : self.prompt_length] = TokenClass.PROMPT
-        classes[self.committed] = TokenClass.COMMITTED
-        classes[self.masked()] = TokenClass.MASKED
-        if self.attention_mask is not None:
-            classes[self.attention_mask == 0] = TokenClass.PADDING
-        return classes
-
-    def commit(self, picked: Tensor, tokens: Tensor, start: int, step: Step) -> None:
-        """Writes tokens [B, T] where picked [B, T], from canvas position `start` on."""
-        window = slice(start, start + picked.shape[1])
-        self.ids[:, window] = torch.where(picked, tokens, self.ids[:, window])
-        self.committed = torch.zeros_like(self.committed)
-        self.committed[:, window] = picked
-        self.commit_step[self.committed[:, self.prompt_length :]] = step.index
+from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, UsageError
 
 
 @torch.inference_mode()
@@ -93,13 +45,20 @@ def denoise(
     config.check_blocks()
     check_context(lm, prompt.shape[1], config.gen_length)
     prompt = prompt.to(lm.device)
-    canvas = _Canvas(lm, prompt, None if attention_mask is None else attention_mask.to(lm.device), config)
-    loop = _Loop(lm, canvas, config, observers)
+    mask = None if attention_mask is None else attention_mask.to(lm.device)
+    assert lm.mask_token_id is not None
+    canvas = Canvas(prompt, mask, config.gen_length, lm.mask_token_id)
     for observer in observers:
         observer.on_start(canvas.ids, canvas.token_class())
+    planned = config.gen_length if not config.by_quota else config.blocks * config.steps_per_block
+    as_graphs, masking = graphable(lm, config, observers, planned)
+    # Masks in the prompt compete too: which rows need logits is then known only step by step.
+    if as_graphs and not bool(canvas.masked()[:, : canvas.prompt_length].any()):
+        return _GraphLoop(lm, canvas, config, masking).decode()
+    loop = _Loop(lm, canvas, config, observers)
     for block in range(config.blocks):
         loop.run_block(block)
-        if config.stop_at_eos and loop.all_ended(block):
+        if config.stop_at_eos and all_ended(canvas, config, block, loop.eos):
             break
     return Decoded(canvas.ids, loop.forwards, canvas.commit_step)
 
@@ -115,10 +74,66 @@ def check_context(lm: LanguageModel, prompt_length: int, gen_length: int) -> Non
         )
 
 
+def all_ended(canvas: Canvas, config: SamplerConfig, block: int, eos: int | None) -> bool:
+    """True once every row holds an EOS in the blocks finished so far; what follows is then filled with EOS."""
+    end = canvas.prompt_length + (block + 1) * config.block_length
+    if eos is None or not bool((canvas.ids[:, canvas.prompt_length : end] == eos).any(-1).all()):
+        return False
+    canvas.ids[:, end:] = eos
+    return True
+
+
+class _GraphLoop:
+    """The same steps as `_Loop`, each one replay of a captured graph; the host waits for nothing but a threshold."""
+
+    def __init__(
+        self, lm: LanguageModel, canvas: Canvas, config: SamplerConfig, masking: GraphableObserver | None
+    ) -> None:
+        self.canvas, self.config, self.masking = canvas, config, masking
+        self.eos = config.eos_token_id if config.eos_token_id is not None else lm.config.eos_token_id
+        rules = (config.cache, config.block_length, config.threshold, config.factor, config.confidence_dtype)
+        key = ("diffusion", tuple(canvas.ids.shape), canvas.padded, rules, masking.graph_key() if masking else None)
+        ffn = masking.graph_ffn if masking else None
+        self.graphs = kept_graphs(lm, key, lambda: DiffusionGraphs(lm, canvas, config, ffn))
+        self.forwards = 0
+
+    def decode(self) -> Decoded:
+        """Runs all blocks."""
+        graphs, canvas, config = self.graphs, self.canvas, self.config
+        graphs.load(canvas)
+        if self.masking is not None and graphs.ffn is not None:
+            self.masking.graph_start(graphs.ffn)
+        for block in range(config.blocks):
+            self._run_block(canvas.prompt_length + block * config.block_length)
+            if config.stop_at_eos:
+                graphs.store(canvas)
+                if all_ended(canvas, config, block, self.eos):
+                    break
+        else:
+            graphs.store(canvas)
+        if self.masking is not None and graphs.ffn is not None:
+            self.masking.graph_stop(graphs.ffn)
+        return Decoded(canvas.ids, self.forwards, canvas.commit_step)
+
+    def _run_block(self, begin: int) -> None:
+        config, length = self.config, self.canvas.ids.shape[1]
+        quotas = transfer_counts(config.block_length, config.steps_per_block)
+        if config.early_block_exit or config.cache != "none":
+            quotas = [quota for quota in quotas if quota]
+        for index in range(len(quotas) if config.by_quota else config.block_length):
+            cached = config.cache != "none" and index > 0
+            start = begin if cached else 0
+            stop = begin + config.block_length if cached and config.cache == "dual" else length
+            self.graphs.run(start, stop, begin, quotas[index] if config.by_quota else None)
+            self.forwards += 1
+            if not config.by_quota and not self.graphs.unfinished():
+                return
+
+
 class _Loop:
     """Runs blocks of one canvas. Everything random comes from one seeded CPU generator."""
 
-    def __init__(self, lm: LanguageModel, canvas: _Canvas, config: SamplerConfig, observers: Observers) -> None:
+    def __init__(self, lm: LanguageModel, canvas: Canvas, config: SamplerConfig, observers: Observers) -> None:
         self.lm, self.canvas, self.config, self.observers = lm, canvas, config, observers
         self.generator = torch.Generator().manual_seed(config.seed)
         self.forwards = 0
@@ -150,15 +165,6 @@ class _Loop:
     def _may_exit(self) -> bool:
         """LLaDA's plain loop runs its planned steps even when nothing is left to decode; the others stop."""
         return self.config.early_block_exit or self.cache is not None or not self.config.by_quota
-
-    def all_ended(self, block: int) -> bool:
-        """True once every row holds an EOS in the blocks finished so far; what follows is then filled with EOS."""
-        canvas = self.canvas
-        end = canvas.prompt_length + (block + 1) * self.config.block_length
-        if self.eos is None or not bool((canvas.ids[:, canvas.prompt_length : end] == self.eos).any(-1).all()):
-            return False
-        canvas.ids[:, end:] = self.eos
-        return True
 
     def _run_step(self, step: Step, begin: int, end: int, quota: list[int] | None) -> None:
         canvas, config = self.canvas, self.config

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dllm_sparse.kernels.cpu import sparse_matvec
 from dllm_sparse.kernels.dispatch import CPU_MOST_TOKENS, cpu_pays, resolve_backend
 from dllm_sparse.kernels.storage import by_input
+from dllm_sparse.kernels.streaming import Listed, Scratch, can_stream, stream_matmul
 from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.models.transformer import FeedForward, Tap
 from dllm_sparse.types import BackendUnavailable
@@ -76,12 +77,45 @@ class CpuFFN:
         return cpu_pays(kept, len(rows), linear.in_features, linear.out_features, rows.dtype)
 
 
+class TritonFFN:
+    """Skips the channels that no token of a short forward kept, by the GPU's list kernel, whatever made the masks.
+
+    For forwards outside captured steps: finding the list waits for the device, which decoding as graphs does not.
+    """
+
+    name = "triton"
+
+    def __init__(self, device: torch.device) -> None:
+        self._scratch = Scratch(device)
+
+    def __call__(self, ffn: FeedForward, x: Tensor, tap: Tap, *, dense_gate: bool) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return ffn.tapped(x, tap, dense_gate=dense_gate, product=self._product)
+
+    def _product(self, linear: nn.Linear, values: Tensor) -> Tensor:
+        rows = values.flatten(0, -2)
+        weight = by_input(linear)
+        kept = (rows != 0).any(0).nonzero().flatten()
+        if not can_stream(rows, weight) or len(kept) == rows.shape[1]:
+            out: Tensor = linear(values)
+            return out
+        packed = torch.empty_like(rows)
+        packed[:, : len(kept)] = rows[:, kept]
+        index = torch.zeros(rows.shape[1], dtype=torch.int32, device=rows.device)
+        index[: len(kept)] = kept.int()
+        listed = Listed(packed, index, torch.tensor([len(kept)], dtype=torch.int32, device=rows.device))
+        return stream_matmul(listed, weight, self._scratch, bias=linear.bias).view(*values.shape[:-1], -1)
+
+
 def sparse_ffn(backend: str, lm: LanguageModel) -> SparseFFN:
     """The implementation behind a backend's name; raises BackendUnavailable where an explicit one cannot run."""
     if lm.engine != "native":
         if backend not in ("auto", "reference"):
             raise BackendUnavailable(f"backend {backend!r} needs the native engine; {lm.name} runs in transformers")
         return MaskedFFN()
-    if resolve_backend(backend, lm.device, lm.dtype) == "cpu":
+    resolved = resolve_backend(backend, lm.device, lm.dtype)
+    if resolved == "triton":
+        return TritonFFN(lm.device)
+    if resolved == "cpu":
         return CpuFFN(always=backend == "cpu")
     return MaskedFFN()

@@ -16,6 +16,7 @@ Scope = Literal["token", "sequence", "group"]
 Score = Literal["magnitude", "weighted"]
 GateInput = Literal["masked", "dense"]
 Backend = Literal["auto", "reference", "triton", "cpu"]
+Where = Literal["everywhere", "faster"]
 Schedule = Callable[[float], float] | Sequence[tuple[float, float]]
 
 IDENTITY: dict[Rule, float] = {"top_p": 1.0, "top_k": 1.0, "max_p": 0.0, "threshold": 0.0}
@@ -31,8 +32,10 @@ class SparsityConfig:
     sum of each token's normalised scores) or per sequence (the published LLaDA code). `score="weighted"` ranks by
     |v_j| * ||W_:,j|| of the matrix that consumes v. `schedule` maps the step fraction in [0, 1] to p: a function, or
     points (fraction, p) joined by straight lines. `refresh_every=k` recomputes the masks at every k-th step only.
-    `gate_input="dense"` masks the input of the up projection only, as the published LLaDA hook did. `layers`: only
-    these are masked and counted (None: all). `layer_p`: the knob of every layer, in place of one p for all.
+    `gate_input="dense"` masks the input of the up projection only, as the published LLaDA hook did. `where="faster"`:
+    steps decoded as CUDA graphs mask only where skipping beats the dense product; the rest runs dense and counts as
+    kept. `layers`: only these are masked and counted (None: all). `layer_p`: the knob of every layer, in place of one p
+    for all.
 
     Raises UsageError for a value outside what is allowed.
     """
@@ -48,6 +51,7 @@ class SparsityConfig:
     backend: Backend = "auto"
     ties: Ties = "keep"
     gate_input: GateInput = "masked"
+    where: Where = "everywhere"
     layers: tuple[int, ...] | None = None
     layer_p: tuple[float, ...] | None = None
 
@@ -55,6 +59,7 @@ class SparsityConfig:
         choices = (("rule", Rule), ("sites", Sites), ("scope", Scope), ("score", Score), ("gate_input", GateInput))
         for name, kind in choices:
             _check_choice(name, getattr(self, name), get_args(kind))
+        _check_choice("where", self.where, get_args(Where))
         _check_choice("backend", self.backend, get_args(Backend))
         _check_choice("ties", self.ties, get_args(Ties))
         for name in ("group_size", "refresh_every"):

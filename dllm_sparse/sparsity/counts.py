@@ -80,6 +80,25 @@ class SparsityCounts:
         count.union_kept += union.count_nonzero()
         count.union_entries += keep.shape[-1]
 
+    def add_totals(
+        self,
+        site: Site,
+        kept: Tensor,
+        tokens: Tensor,
+        union_kept: Tensor,
+        call_sparsity: Tensor,
+        calls: int,
+        width: int,
+    ) -> None:
+        """Adds sums over `calls` forwards: kept and tokens [classes], union_kept [], call_sparsity [] (see `add`)."""
+        count = self._sites.setdefault(site, _SiteCount.empty(kept.device))
+        count.kept += kept
+        count.entries += tokens * width
+        count.union_kept += union_kept
+        count.call_sparsity += call_sparsity
+        count.calls += calls
+        count.union_entries += width * calls
+
     def merge(self, other: SparsityCounts) -> None:
         """Adds another run's counts to these."""
         for site, theirs in other._sites.items():

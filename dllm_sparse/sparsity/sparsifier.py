@@ -12,11 +12,14 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from dllm_sparse.engine.forward import FFNRunner, FixedForward
+from dllm_sparse.engine.observing import GraphableObserver
 from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.models.transformer import FeedForward, FFNOverride, Tap, TappedFFN
 from dllm_sparse.sparsity.backends import MaskedFFN, sparse_ffn
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
+from dllm_sparse.sparsity.graph_ffn import GraphSparseFFN
 from dllm_sparse.sparsity.scopes import scoped_mask
 from dllm_sparse.types import (
     NonFiniteActivations,
@@ -30,7 +33,7 @@ from dllm_sparse.types import (
 )
 
 
-class Sparsifier(Observer):
+class Sparsifier(GraphableObserver):
     """Handle of an active `sparsify` block: computes the masks and knows the sparsity measured so far.
 
     With `apply=False` the masks are counted and offered to observers, but the values go on dense.
@@ -49,11 +52,12 @@ class Sparsifier(Observer):
         _check_layers(config, lm.config.layers)
         self._norms: dict[Site, Tensor] = {}
         self._stored: dict[Site, Tensor] = {}
+        self._graphed_on_gpu = False
 
     @property
     def backend(self) -> str:
         """What computed the FFNs so far."""
-        return self._sparse.name
+        return "triton" if self._graphed_on_gpu else self._sparse.name
 
     @property
     def sparsity(self) -> dict[str, float]:
@@ -63,6 +67,41 @@ class Sparsifier(Observer):
     def on_start(self, ids: Tensor, token_class: Tensor) -> None:
         """A new canvas: masks kept for reuse belong to the old one."""
         self._stored.clear()
+
+    def graph_key(self) -> str | None:
+        """What the captured FFN computes; None where only the plain path does it (see `GraphableObserver`)."""
+        config = self.config
+        plain = (
+            config.rule != "top_p"
+            or config.scope != "token"
+            or config.score != "magnitude"
+            or config.ties != "keep"
+            or config.gate_input != "masked"
+            or config.sites in ("up", "gate")
+            or config.schedule is not None
+            or config.refresh_every > 1
+            or config.layers is not None
+            or config.backend == "reference"
+        )
+        identity = any(config.is_identity(p) for p in config.layer_p or (config.p,))
+        if plain or identity or self._observers or not self.apply:
+            return None
+        return repr((config.p, config.layer_p, config.sites, config.backend, config.where))
+
+    def graph_ffn(self, forward: FixedForward) -> FFNRunner:
+        """The FFN of captured forwards."""
+        return GraphSparseFFN(forward, self.config, always=self.config.backend == "triton")
+
+    def graph_start(self, ffn: FFNRunner) -> None:
+        """A generation begins."""
+        assert isinstance(ffn, GraphSparseFFN)
+        ffn.reset()
+
+    def graph_stop(self, ffn: FFNRunner) -> None:
+        """A generation ended: takes over its counts."""
+        assert isinstance(ffn, GraphSparseFFN)
+        ffn.collect(self.counts)
+        self._graphed_on_gpu = ffn.on_gpu
 
     def __call__(self, ffn: FeedForward, x: Tensor, context: StepContext | None) -> Tensor:
         """The sparsified FFN of one layer, [B, T, D] -> [B, T, D]."""

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dllm_sparse.kernels.reference import rotate
 from dllm_sparse.models.loading import LanguageModel
-from dllm_sparse.models.transformer import KVCache, apply_rope, rope_tables
+from dllm_sparse.models.transformer import KVCache, rope_tables
 from tests.helpers import left_padded, random_ids, tiny_lm
 
 PROMPTS = [random_ids(1, length, seed=length)[0] for length in (14, 9, 2)]
@@ -134,12 +135,12 @@ def test_rotary_embedding_keeps_its_precision_in_bf16() -> None:
     assert torch.equal(lm.transformer._frequencies, frequencies)
     cos, sin = rope_tables(frequencies, torch.arange(4000, 4008))
     x = torch.randn(1, 2, 8, 16, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    assert torch.equal(apply_rope(x, cos, sin), apply_rope(x.float(), cos, sin).to(torch.bfloat16))
+    assert torch.equal(rotate(x, cos, sin), rotate(x.float(), cos, sin).to(torch.bfloat16))
     # A rotation keeps lengths, and depends on differences of positions alone.
     wide = x.float()
-    close(apply_rope(wide, cos, sin).norm(dim=-1), wide.norm(dim=-1))
+    close(rotate(wide, cos, sin).norm(dim=-1), wide.norm(dim=-1))
     shifted = rope_tables(frequencies, torch.arange(8))
-    products = [apply_rope(wide, *tables) @ apply_rope(wide, *tables).mT for tables in ((cos, sin), shifted)]
+    products = [rotate(wide, *tables) @ rotate(wide, *tables).mT for tables in ((cos, sin), shifted)]
     torch.testing.assert_close(*products, rtol=1e-2, atol=1e-2)
 
 

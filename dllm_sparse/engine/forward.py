@@ -1,0 +1,119 @@
+"""A forward of the transformer with fixed shapes and no host synchronisation: what a CUDA graph can hold.
+
+The same computation as `Transformer.forward`, on the same weights, with the small layers fused and the few-token
+products streamed. Where it sits on the canvas comes from device tensors, so one capture serves every block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dllm_sparse.kernels.cached_attention import Span, attend, rotate_and_store
+from dllm_sparse.kernels.storage import store_by_input
+from dllm_sparse.kernels.streaming import (
+    SIXTEEN_BIT,
+    Scratch,
+    add_norm,
+    can_stream,
+    glu,
+    linear,
+    stream_matmul,
+)
+from dllm_sparse.models.transformer import Attention, Block, FeedForward, KVCache, Transformer
+
+
+@dataclass(slots=True)
+class Window:
+    """Where B x T tokens sit, on the device: slots [T] canvas positions, positions [B * T] rotary positions, int64."""
+
+    slots: Tensor
+    positions: Tensor
+    span: Span
+
+
+class FFNRunner(Protocol):
+    """Replaces the norm and FFN of every layer in forwards that may be captured."""
+
+    def begin(self, classes: Tensor) -> None:
+        """A forward of tokens with these classes [B, T] begins."""
+
+    def __call__(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One layer, on rows x [M, D] plus a pending delta [M, D]; returns the same pair for the next."""
+
+    def end(self) -> None:
+        """The forward ended."""
+
+    def settle(self, rows: int) -> None:
+        """A first forward of M rows ran plainly and is about to be captured: decide what depends on what it met."""
+
+
+class FixedForward:
+    """Runs one transformer over static buffers. `layers_kept=False` uses one layer's cache for all (no caching)."""
+
+    def __init__(self, net: Transformer, length: int) -> None:
+        self.net = net
+        device = net.embedding.weight.device
+        self.scratch = Scratch(device)
+        positions = torch.arange(length, device=device)
+        angles = positions[:, None].float() * net._frequencies.to(device)
+        self.tables = (angles.cos(), angles.sin())
+        if device.type == "cuda" and net.embedding.weight.dtype in SIXTEEN_BIT:
+            for block in net.blocks:
+                for layer in _products(block):
+                    store_by_input(layer)
+
+    def __call__(
+        self, ids: Tensor, window: Window, cache: KVCache, rows: Tensor, ffn: FFNRunner | None = None
+    ) -> Tensor:
+        """Logits [R, V] of the flat rows [R] of ids [B, T]; keys and values of all T go to the cache."""
+        x = F.embedding(ids, self.net.embedding.weight).flatten(0, 1)
+        delta: Tensor | None = None
+        run_ffn = ffn or self.dense_ffn
+        for layer, block in enumerate(self.net.blocks):
+            assert isinstance(block, Block)
+            place = layer if len(cache.keys) > 1 else 0
+            x, delta = self._attention(block, x, delta, window, cache.keys[place], cache.values[place])
+            x, delta = run_ffn(block, x, delta)
+        x = x[rows]
+        _, normed = add_norm(x, None if delta is None else delta[rows], self.net.norm.weight, self.net.norm.eps)
+        return F.linear(normed, self.net.head.weight)
+
+    def dense_ffn(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The dense norm and FFN of one layer; see `FFNRunner`."""
+        x, normed = add_norm(x, delta, block.ffn_norm.weight, block.ffn_norm.eps)
+        return self.residual(self.gated(block.ffn, normed), block.ffn.down_proj, x)
+
+    def gated(self, ffn: FeedForward, x: Tensor) -> Tensor:
+        """act(gate) * up of rows [M, D] -> [M, F]."""
+        layer, activation = ffn.gate_up_proj, self.net.config.activation
+        if can_stream(x, layer.weight.t()):
+            return stream_matmul(x, layer.weight.t(), self.scratch, activation=activation, bias=layer.bias)
+        return glu(layer(x), activation)
+
+    def residual(self, values: Tensor, layer: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x plus the layer's output, or the output as a delta for the next norm to add."""
+        if can_stream(values, layer.weight.t()):
+            return linear(values, layer, self.scratch, residual=x), None
+        return x, layer(values)
+
+    def _attention(
+        self, block: Block, x: Tensor, delta: Tensor | None, window: Window, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        attention: Attention = block.attention
+        x, normed = add_norm(x, delta, block.attention_norm.weight, block.attention_norm.eps)
+        qkv = linear(normed, attention.qkv_proj, self.scratch)
+        norms = None
+        if self.net.config.qk_norm:
+            norms = (attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.eps)
+        q = rotate_and_store(qkv, self.tables, window.positions, window.slots, keys, values, norms)
+        return self.residual(attend(q, keys, values, window.span, self.scratch), attention.o_proj, x)
+
+
+def _products(block: nn.Module) -> tuple[nn.Linear, ...]:
+    assert isinstance(block, Block)
+    return (block.attention.qkv_proj, block.attention.o_proj, block.ffn.gate_up_proj, block.ffn.down_proj)

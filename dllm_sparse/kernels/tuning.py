@@ -1,0 +1,91 @@
+"""Tile shapes of the streaming product: measured ones shipped per GPU, a rule for everything else."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from dllm_sparse.files import write_json
+
+SHIPPED = Path(__file__).parent / "tuned"
+
+
+class Tile(NamedTuple):
+    """columns and rows of W a program holds at a time, warps, pipeline depth, and into how many shares K is cut."""
+
+    columns: int
+    rows: int
+    warps: int
+    stages: int
+    splits: int
+
+
+class Problem(NamedTuple):
+    """A product [tokens, k] @ [k, n]; tokens is rounded up to the padded 16, 32 or 64."""
+
+    tokens: int
+    k: int
+    n: int
+    gated: bool
+    listed: bool
+
+    @property
+    def key(self) -> str:
+        """The name of this problem in a tuning file."""
+        kind = ("gated" if self.gated else "plain") + ("-listed" if self.listed else "")
+        return f"{kind}-t{self.tokens}-k{self.k}-n{self.n}"
+
+
+def padded_tokens(tokens: int) -> int:
+    """What the tensor cores see: the next of 16, 32 and 64."""
+    return max(16, 1 << (tokens - 1).bit_length())
+
+
+def default_tile(problem: Problem, processors: int) -> Tile:
+    """A rule that was within a few percent of the best tile on an H200: 64 columns, about two programs a processor."""
+    columns = 64 if problem.n % 64 == 0 else 32
+    rows = 64 if problem.gated or problem.tokens > 16 else 128
+    stages = 4 if not problem.listed else 6
+    shares = max(round(2 * processors / -(-problem.n // columns)), 1)
+    return Tile(columns, rows, 4, stages, min(shares, max(problem.k // (2 * rows), 1)))
+
+
+def user_file(gpu: str) -> Path:
+    """Where `bench tune` keeps what it measured on this machine."""
+    return Path.home() / ".cache" / "dllm-sparse" / "tuned" / f"{file_name(gpu)}.json"
+
+
+def file_name(gpu: str) -> str:
+    """A GPU's name as a file name."""
+    return "".join(letter if letter.isalnum() else "_" for letter in gpu)
+
+
+@cache
+def _tiles(gpu: str) -> dict[str, Tile]:
+    tiles: dict[str, Tile] = {}
+    for path in (SHIPPED / f"{file_name(gpu)}.json", user_file(gpu)):
+        try:
+            tiles |= {key: Tile(*values) for key, values in json.loads(path.read_text())["tiles"].items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # an unreadable tuning file costs speed, never a result
+    return tiles
+
+
+def tile_for(problem: Problem, device: torch.device) -> Tile:
+    """The measured tile of a problem on this GPU, or the rule's."""
+    properties = torch.cuda.get_device_properties(device)
+    return _tiles(properties.name).get(problem.key) or default_tile(problem, properties.multi_processor_count)
+
+
+def save_tiles(gpu: str, tiles: dict[str, Tile], path: Path | None = None) -> Path:
+    """Merges measured tiles into the user's file (or `path`), atomically; returns where."""
+    path = path or user_file(gpu)
+    known = json.loads(path.read_text())["tiles"] if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"gpu": gpu, "tiles": {**known, **{key: list(tile) for key, tile in tiles.items()}}})
+    _tiles.cache_clear()
+    return path

@@ -1,0 +1,167 @@
+"""Decoding as graphs commits what the plain path commits: bodies run without a graph on a CPU, as graphs on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dllm_sparse as ds
+from dllm_sparse.types import NonFiniteActivations, UsageError
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")],
+    ),
+]
+PROMPTS = (["Once upon a time"], ["Once upon a time, there", "A dog", "The king went to the"])
+RULES = ({}, {"threshold": 0.9}, {"factor": 1.0}, {"steps": 4}, {"confidence_dtype": "float64"})
+
+
+def both(lm: ds.LanguageModel, prompts: list[str], **options: object) -> tuple[ds.Generation, ds.Generation]:
+    plain, graphed = (
+        ds.generate(lm, prompts, sampler=ds.SamplerConfig(execution=name, **options)) for name in ("eager", "graph")
+    )
+    return plain, graphed
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("rule", RULES)
+def test_diffusion_commits_the_same_tokens_in_the_same_steps(device: str, cache: str, rule: dict) -> None:
+    lm = ds.load("tiny-diffusion", device=device, dtype="float32")
+    for prompts in PROMPTS:
+        plain, graphed = both(lm, list(prompts), gen_length=16, block_length=8, cache=cache, **rule)
+        assert torch.equal(plain.ids, graphed.ids)
+        assert torch.equal(plain.commit_step, graphed.commit_step)
+        assert plain.forward_passes == graphed.forward_passes
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("stop_at_eos", [False, True])
+def test_autoregressive_commits_the_same_tokens(device: str, stop_at_eos: bool) -> None:
+    lm = ds.load("tiny-ar", device=device, dtype="float32")
+    for prompts in PROMPTS:
+        plain, graphed = both(lm, list(prompts), gen_length=24, stop_at_eos=stop_at_eos)
+        assert torch.equal(plain.ids, graphed.ids)
+        assert torch.equal(plain.commit_step, graphed.commit_step)
+        assert plain.forward_passes == graphed.forward_passes
+
+
+@pytest.mark.parametrize("stop_at_eos", [False, True])
+@pytest.mark.parametrize("name", ["tiny-diffusion", "tiny-ar"])
+def test_rows_end_alike(name: str, stop_at_eos: bool) -> None:
+    lm = ds.load(name, dtype="float32")
+    some = int(ds.generate(lm, PROMPTS[0], sampler=ds.SamplerConfig(gen_length=16, block_length=8)).ids[0, -10])
+    plain, graphed = both(
+        lm, list(PROMPTS[1]), gen_length=32, block_length=8, stop_at_eos=stop_at_eos, eos_token_id=some
+    )
+    assert torch.equal(plain.ids, graphed.ids)
+    assert plain.forward_passes == graphed.forward_passes
+
+
+def test_captured_steps_are_kept_for_the_next_generation_of_the_same_shape() -> None:
+    lm = ds.load("tiny-diffusion", dtype="float32")
+    sampler = ds.SamplerConfig(gen_length=16, block_length=8, cache="dual", execution="graph")
+    first = ds.generate(lm, prompt_ids=[[5, 6, 7]], sampler=sampler)
+    kept = lm.graphs
+    ds.generate(lm, prompt_ids=[[9, 8, 7]], sampler=sampler)
+    again = ds.generate(lm, prompt_ids=[[5, 6, 7]], sampler=sampler)
+    assert lm.graphs is kept
+    assert torch.equal(first.ids, again.ids)
+    ds.generate(lm, prompt_ids=[[5, 6, 7, 8]], sampler=sampler)
+    assert lm.graphs is not kept
+
+
+@pytest.mark.parametrize("name", ["tiny-diffusion", "tiny-ar"])
+def test_nan_weights_are_reported(name: str) -> None:
+    lm = ds.load(name, dtype="float32")
+    with torch.no_grad():
+        lm.transformer.blocks[0].ffn.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteActivations, match="step"):
+        both(lm, ["x"], gen_length=8, block_length=8)
+    with pytest.raises(NonFiniteActivations, match="step"):
+        ds.generate(lm, ["x"], sampler=ds.SamplerConfig(gen_length=8, block_length=8, execution="graph"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"temperature": 0.5}, "temperature"), ({"remasking": "random"}, "random"), ({"cfg_scale": 1.0}, "guidance")],
+)
+def test_what_cannot_be_graphed_is_refused_by_name_and_falls_back_under_auto(options: dict, reason: str) -> None:
+    lm = ds.load("tiny-diffusion", dtype="float32")
+    with pytest.raises(UsageError, match=reason):
+        ds.generate(lm, ["x"], sampler=ds.SamplerConfig(gen_length=8, execution="graph", block_length=8, **options))
+    ds.generate(lm, ["x"], sampler=ds.SamplerConfig(gen_length=8, block_length=8, **options))
+
+
+def test_observers_need_the_plain_path() -> None:
+    lm = ds.load("tiny-diffusion", dtype="float32")
+    sampler = ds.SamplerConfig(gen_length=8, block_length=8, execution="graph")
+    with pytest.raises(UsageError, match="observers"):
+        ds.generate(lm, ["x"], sampler=sampler, observers=[ds.Observer()])
+
+
+def test_masks_in_the_prompt_take_the_plain_path() -> None:
+    lm = ds.load("tiny-diffusion", dtype="float32")
+    ids = [[5, lm.mask_token_id, 7]]
+    plain, graphed = (
+        ds.generate(lm, prompt_ids=ids, sampler=ds.SamplerConfig(gen_length=8, block_length=8, execution=name))
+        for name in ("eager", "graph")
+    )
+    assert torch.equal(plain.ids, graphed.ids)
+
+
+@pytest.mark.parametrize("sites", ["all_inputs", "input", "intermediate"])
+@pytest.mark.parametrize("name", ["tiny-diffusion", "tiny-ar"])
+def test_masks_and_counts_of_captured_steps_are_those_of_the_plain_path(name: str, sites: str) -> None:
+    lm = ds.load(name, dtype="float32")
+    for prompts in (PROMPTS[0], PROMPTS[1][:2]):
+        plain, graphed, again = (
+            ds.generate(
+                lm,
+                list(prompts),
+                sampler=ds.SamplerConfig(gen_length=16, block_length=8, cache="dual", execution=execution),
+                sparsity=ds.SparsityConfig(p=0.7, sites=sites),
+            )
+            for execution in ("eager", "graph", "graph")
+        )
+        assert torch.equal(plain.ids, graphed.ids)
+        assert plain.sparsity_report["sparsity"] == graphed.sparsity_report["sparsity"]
+        assert plain.sparsity_report["exploitable"] == graphed.sparsity_report["exploitable"]
+        assert plain.sparsity_report["by_token_class"] == graphed.sparsity_report["by_token_class"]
+        assert graphed.sparsity == again.sparsity
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", ["tiny-diffusion", "tiny-ar"])
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_on_a_gpu_the_kernels_keep_the_measured_sparsity(name: str, backend: str) -> None:
+    lm = ds.load(name, device="cuda", dtype="bfloat16")
+    plain, graphed = (
+        ds.generate(
+            lm,
+            ["Once upon a time"],
+            sampler=ds.SamplerConfig(gen_length=32, block_length=8, cache="dual", execution=execution),
+            sparsity=ds.SparsityConfig(p=0.7, backend=backend),
+        )
+        for execution in ("eager", "graph")
+    )
+    assert graphed.sparsity_report["backend"] == "triton"
+    for site in ("input", "intermediate"):
+        assert graphed.sparsity[site] == pytest.approx(plain.sparsity[site], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rule": "top_k"}, {"scope": "sequence"}, {"schedule": [(0, 0.5), (1, 0.9)]}, {"refresh_every": 2}, {"p": 1.0}],
+)
+def test_other_masks_take_the_plain_path(options: dict) -> None:
+    lm = ds.load("tiny-diffusion", dtype="float32")
+    sparsity = ds.SparsityConfig(**{"p": 0.7, **options})
+    sampler = ds.SamplerConfig(gen_length=8, block_length=8, execution="graph")
+    with pytest.raises(UsageError, match="plain path"):
+        ds.generate(lm, ["x"], sampler=sampler, sparsity=sparsity)
+    ds.generate(lm, ["x"], sampler=ds.SamplerConfig(gen_length=8, block_length=8), sparsity=sparsity)
