@@ -1,6 +1,6 @@
 """Fast-dLLM's own code and ours, side by side on the same weights, prompts and forward counts.
 
-    python benchmarks/against_fast_dllm.py --repo PATH --shape llada-8b [--cache dual] [--engine eager] [--out FILE]
+    python benchmarks/against_fast_dllm.py --repo PATH --shape llada-8b [--cache dual] [--execution auto] [--out FILE]
 
 PATH is a checkout of the Fast-dLLM project; its llada/ folder is imported and run as it is (it needs einops). Nothing
 of it is part of this repository. It decodes one prompt at a time.

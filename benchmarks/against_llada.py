@@ -1,6 +1,6 @@
 """The official LLaDA `generate` and ours, side by side on the same weights, prompts and forward counts.
 
-    python benchmarks/against_llada.py --repo PATH --modeling FOLDER --shape llada-8b [--engine eager] [--out FILE]
+    python benchmarks/against_llada.py --repo PATH --modeling FOLDER --shape llada-8b [--execution auto] [--out FILE]
 
 PATH is a checkout of the LLaDA project (its generate.py is imported and run as it is). FOLDER holds the checkpoint's
 modeling_llada.py and configuration_llada.py, which the project keeps beside its weights. Nothing of either is part of

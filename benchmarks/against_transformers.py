@@ -1,6 +1,6 @@
 """transformers' greedy generation, eager and with its compiled static cache, beside ours on the same weights.
 
-    python benchmarks/against_transformers.py --shape llama-3.1-8b [--engine eager] [--out FILE]
+    python benchmarks/against_transformers.py --shape llama-3.1-8b [--execution auto] [--out FILE]
 
 The family is Llama's (Llama, SmolLM) or Qwen3's by the shape's facts. Every side generates the same number of tokens
 from the same prompts; end-of-text is switched off. On a CPU transformers does not compile, and the line says so.

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import dllm_sparse as ds
-from dllm_sparse.bench.engine import ENGINES, EngineWorkload, random_prompts
+from dllm_sparse.bench.engine import EngineWorkload, random_prompts
 from dllm_sparse.bench.machine import machine
 from dllm_sparse.bench.timing import Timing, time_calls
 from dllm_sparse.files import write_json
@@ -40,7 +40,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--prompt-length", type=int, default=512)
     options.add_argument("--gen-length", type=int, default=128)
     options.add_argument("--batch", type=int, default=1)
-    options.add_argument("--engine", default="eager", choices=list(ENGINES), help="ours")
+    options.add_argument("--execution", default="auto", choices=("auto", "eager", "graph"), help="ours")
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--device", default="auto")
     options.add_argument("--dtype", default="auto")
@@ -58,18 +58,17 @@ def our_run(
     lm: ds.LanguageModel, args: argparse.Namespace, sampler: ds.SamplerConfig
 ) -> tuple[Run, Tensor, dict[str, Any]]:
     """Our generation of the workload, its prompts on the model's device, and the workload for the record."""
+    sampler = replace(sampler, execution=args.execution)
     workload = EngineWorkload(
         sampler=sampler,
         batch=args.batch,
         prompt_length=args.prompt_length,
-        engine=args.engine,
         repeats=args.repeats,
     )
     prompts = random_prompts(lm, workload)
-    generate = partial(ENGINES[args.engine], lm, prompt_ids=prompts, sampler=sampler)
 
     def run() -> tuple[Tensor, int]:
-        out = generate()
+        out = ds.generate(lm, prompt_ids=prompts, sampler=sampler)
         return out.ids, out.forward_passes
 
     return run, prompts.to(lm.device), workload.to_dict()

@@ -36,6 +36,7 @@ class Generation:
     seconds: float
     generated_tokens: int
     commit_step: Tensor
+    execution: str = "eager"
     sparsity: dict[str, float] | None = None
     sparsity_report: dict[str, Any] = field(default_factory=dict)
 
@@ -62,6 +63,7 @@ class Generation:
             "tokens_per_second": self.tokens_per_second,
             "canvas_tokens_per_second": self.canvas_tokens_per_second,
             "commit_step": self.commit_step.tolist(),
+            "execution": self.execution,
             "sparsity": self.sparsity,
             "sparsity_report": self.sparsity_report,
         }
@@ -180,6 +182,7 @@ def _generation(
         seconds=seconds,
         generated_tokens=count,
         commit_step=decoded.commit_step.cpu().clone(),
+        execution=decoded.execution,
     )
 
 

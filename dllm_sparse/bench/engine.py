@@ -6,11 +6,10 @@ of forward. Nothing of the loop is re-implemented here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,20 +19,18 @@ from dllm_sparse.bench.components import component_milliseconds
 from dllm_sparse.bench.floors import Fed, Rates, bound_by, floor_seconds, forward_costs, total
 from dllm_sparse.bench.machine import machine, peak_memory, reset_peak_memory
 from dllm_sparse.bench.timing import Stopwatch, Timing
+from dllm_sparse.engine.observing import StepClock
 from dllm_sparse.generation import Generation, generate
 from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.types import Observer, Step, StepResult, UsageError
+from dllm_sparse.types import Step, StepResult, UsageError
 
 SCHEMA = "dllm-sparse/bench-engine@1"
 COUNT_RULE = (
     "tokens/s counts generated tokens before the first end-of-text of each row; canvas tokens/s counts every generated "
     "position; prompts never count, prefill time always does"
 )
-
-ENGINES: Mapping[str, Callable[..., Generation]] = MappingProxyType({"eager": generate})
-"""What can run the loop, by name: functions with `generate`'s arguments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +40,16 @@ class EngineWorkload:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     batch: int = 1
     prompt_length: int = 128
-    engine: str = "eager"
     repeats: int = 5
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_length", "repeats"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.engine not in ENGINES:
-            raise UsageError(f"engine is {self.engine!r}; allowed: {', '.join(ENGINES)}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        values = {name: getattr(self, name) for name in ("batch", "prompt_length", "engine", "repeats")}
+        values = {name: getattr(self, name) for name in ("batch", "prompt_length", "repeats")}
         return {**values, "sampler": self.sampler.to_dict()}
 
 
@@ -65,13 +59,13 @@ def bench_engine(lm: LanguageModel, workload: EngineWorkload, rates: Rates) -> d
     Raises UsageError when the workload does not fit the model.
     """
     prompts = random_prompts(lm, workload)
-    run = partial(ENGINES[workload.engine], lm, prompt_ids=prompts, sampler=workload.sampler)
+    run = partial(generate, lm, prompt_ids=prompts, sampler=workload.sampler)
     first = run()
     reset_peak_memory(lm.device)
     runs = [run() for _ in range(workload.repeats)]
     memory = peak_memory(lm.device)
     steps = _step_rows(lm, workload, rates, run)
-    marked = workload.engine == "eager" and isinstance(lm.transformer, Transformer)
+    marked = first.execution == "eager" and isinstance(lm.transformer, Transformer)
     components = component_milliseconds(lm, lambda: run().forward_passes) if marked else None
     return {
         "model": lm.name,
@@ -79,6 +73,7 @@ def bench_engine(lm: LanguageModel, workload: EngineWorkload, rates: Rates) -> d
         "parameters": lm.config.parameters,
         "dtype": str(lm.dtype).removeprefix("torch."),
         **workload.to_dict(),
+        "execution": first.execution,
         "forwards": runs[0].forward_passes,
         "first_seconds": first.seconds,  # compiling, capturing and allocating included
         "seconds": Timing.of([out.seconds for out in runs]).to_dict(),
@@ -105,7 +100,7 @@ def random_prompts(lm: LanguageModel, workload: EngineWorkload) -> Tensor:
     return ordinary[places]
 
 
-class _StepClock(Observer):
+class _Clock(StepClock):
     """Marks the end of every step; reads nothing."""
 
     def __init__(self, device: torch.device) -> None:
@@ -116,6 +111,9 @@ class _StepClock(Observer):
         self._watch.mark()
 
     def on_step(self, step: Step, result: StepResult) -> None:
+        self.graph_step(step)
+
+    def graph_step(self, step: Step) -> None:
         self._watch.mark()
         self._steps.append(step)
 
@@ -131,7 +129,7 @@ def _step_rows(
     times: dict[str, list[float]] = {}
     fed: dict[str, list[Fed]] = {}
     for _ in range(workload.repeats):
-        clock = _StepClock(lm.device)
+        clock = _Clock(lm.device)
         run(observers=(clock,))
         for step, milliseconds in clock.times():
             kind, shape = forward_of(lm, workload, step)

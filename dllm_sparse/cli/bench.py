@@ -41,7 +41,7 @@ def engine(
         list[int] | None, typer.Option(help="Rows; several times for several. [1]", rich_help_panel=_WORKLOAD)
     ] = None,
     prompt_length: Annotated[int, typer.Option(help="Tokens of every prompt.", rich_help_panel=_WORKLOAD)] = 128,
-    engine: Annotated[str, typer.Option(help="What runs the forwards.", rich_help_panel=_WORKLOAD)] = "eager",
+    execution: opt.ExecutionOpt = "auto",
     repeats: Annotated[int, typer.Option(help="Timed generations.", rich_help_panel=_WORKLOAD)] = 5,
     gen_length: opt.GenLengthOpt = 128,
     steps: opt.StepsOpt = None,
@@ -75,10 +75,11 @@ def engine(
         cache=cache,
         threshold=threshold,
         factor=factor,
+        execution=execution,
         seed=seed,
     )
     workloads = [
-        EngineWorkload(sampler=sampler, batch=rows, prompt_length=prompt_length, engine=engine, repeats=repeats)
+        EngineWorkload(sampler=sampler, batch=rows, prompt_length=prompt_length, repeats=repeats)
         for rows in batch or [1]
     ]
     lm = _load(output, model, shape, device, dtype, revision)
@@ -126,7 +127,7 @@ def _answer(output: Output, rows: list[dict[str, Any]], out: Path | None) -> Non
 def _table(output: Output, row: dict[str, Any]) -> None:
     """One workload for people."""
     output.answer(
-        f"{row['model']}, batch {row['batch']}, prompt {row['prompt_length']}, engine {row['engine']}: "
+        f"{row['model']}, batch {row['batch']}, prompt {row['prompt_length']}, {row['execution']}: "
         f"{_range(row['ms_per_forward'])} ms a forward, {row['forwards']} forwards, "
         f"{_range(row['tokens_per_second'], 1)} tokens/s, "
         f"{_range(row['canvas_tokens_per_second'], 1)} canvas tokens/s, "
@@ -153,13 +154,13 @@ def _write(out: Path, value: dict[str, Any]) -> list[Path]:
     from dllm_sparse.files import write_json, write_text
     from dllm_sparse.report.roofline import write_roofline
 
-    header = "model,dtype,engine,batch,prompt_length,forward,count,tokens,ms,ms_q20,ms_q80,floor_ms,share_of_floor"
+    header = "model,dtype,execution,batch,prompt_length,forward,count,tokens,ms,ms_q20,ms_q80,floor_ms,share_of_floor"
     lines = [header]
     for row in value["rows"]:
         for step in row["steps"]:
             ms = step["ms"]
             name = row["model"].replace(",", " ")
-            facts = [name, row["dtype"], row["engine"], row["batch"], row["prompt_length"], step["forward"]]
+            facts = [name, row["dtype"], row["execution"], row["batch"], row["prompt_length"], step["forward"]]
             facts += [step["per_generation"], step["tokens"], ms["median"], ms["low"], ms["high"]]
             lines.append(",".join(str(fact) for fact in [*facts, step["floor_ms"], step["share_of_floor"]]))
     files = [write_json(out / "engine.json", value), write_text(out / "engine.csv", "\n".join(lines) + "\n")]

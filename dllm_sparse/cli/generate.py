@@ -58,6 +58,7 @@ def generate(
     ] = False,
     stop_at_eos: Annotated[bool, typer.Option(help="Stop when all rows ended.", rich_help_panel="Decoding")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts decoded together.", rich_help_panel="Decoding")] = 8,
+    execution: opt.ExecutionOpt = "auto",
     seed: opt.SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
     dtype: opt.DtypeOpt = "auto",
@@ -90,6 +91,7 @@ def generate(
         logits_eos_inf=logits_eos_inf,
         confidence_eos_eot_inf=confidence_eos_eot_inf,
         stop_at_eos=stop_at_eos,
+        execution=execution,
         seed=seed,
     )
     schedule = parse_schedule(p_schedule)
@@ -163,7 +165,7 @@ def _check(output: Output, lm: LanguageModel, batches: list[list[str]], sampler:
         check_context(lm, encode(lm, batch, chat=chat)[0].shape[1], sampler.gen_length)
     if lm.kind == "autoregressive":
         given, plain = sampler.to_dict(), Defaults().to_dict()
-        used = {"gen_length", "temperature", "seed", "stop_at_eos", "eos_token_id"}
+        used = {"gen_length", "temperature", "execution", "seed", "stop_at_eos", "eos_token_id"}
         if ignored := [name for name in given if name not in used and given[name] != plain[name]]:
             output.warn(f"only diffusion models use {', '.join(ignored)}; ignored")
 

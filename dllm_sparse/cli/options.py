@@ -81,6 +81,10 @@ ThresholdOpt = Annotated[
     typer.Option(help="Commit all tokens at least this confident.", rich_help_panel=_DECODING),
 ]
 FactorOpt = Annotated[float | None, typer.Option(help="Fast-dLLM's factor rule.", rich_help_panel=_DECODING)]
+ExecutionOpt = Annotated[
+    Literal["auto", "eager", "graph"],
+    typer.Option(help="auto, eager, or graph: steps as captured CUDA graphs.", rich_help_panel=_DECODING),
+]
 SeedOpt = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=_DECODING)]
 
 PromptsOpt = Annotated[

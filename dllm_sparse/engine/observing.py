@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dllm_sparse.engine.forward import FFNRunner, FixedForward
-from dllm_sparse.types import Observer
+from dllm_sparse.types import Observer, Step
+
+
+class StepClock(Observer):
+    """An observer that decoding as graphs can serve because it only wants to know that a step was launched."""
+
+    def graph_step(self, step: Step) -> None:
+        """A step was launched on the current stream; nothing was waited for."""
 
 
 class GraphableObserver(Observer):

@@ -30,7 +30,7 @@ def write_roofline(path: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
         axis.plot(intensity, reached, "o", color=_COLOURS[step["forward"]])
         note = f"{step['forward']}, {step['tokens']:.0f} tokens\n{step['share_of_floor']:.0%}"
         axis.annotate(note, (intensity, reached), xytext=(0, 6), ha="center", textcoords="offset points", fontsize=7)
-    title = f"{rows[0]['model']}, {rows[0]['dtype']}, {rows[0]['engine']}\n{rows[0]['machine']['device']}"
+    title = f"{rows[0]['model']}, {rows[0]['dtype']}, {rows[0]['execution']}\n{rows[0]['machine']['device']}"
     axis.set(title=title, xlabel="FLOPs per byte", ylabel="TFLOP/s", xscale="log", yscale="log")
     axis.title.set_fontsize(9)
     axis.legend(fontsize=8, loc="lower right")

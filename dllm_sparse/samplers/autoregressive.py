@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm_sparse.engine.observing import GraphableObserver
+from dllm_sparse.engine.observing import GraphableObserver, StepClock
 from dllm_sparse.models.loading import LanguageModel, rotary_positions
 from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.confidence import choose_tokens, token_probabilities
@@ -32,7 +32,7 @@ def decode(
     check_context(lm, prompt.shape[1], config.gen_length)
     as_graphs, masking = graphable(lm, config, observers, config.gen_length)
     if as_graphs:
-        return _decode_as_graphs(lm, prompt.to(lm.device), attention_mask, config, masking)
+        return _decode_as_graphs(lm, prompt.to(lm.device), attention_mask, config, observers, masking)
     loop = _Loop(lm, prompt.to(lm.device), attention_mask, config, observers)
     for index in range(config.gen_length):
         loop.run_step(Step(index, config.gen_length, 0, index))
@@ -46,6 +46,7 @@ def _decode_as_graphs(
     prompt: Tensor,
     attention_mask: Tensor | None,
     config: SamplerConfig,
+    observers: Observers,
     masking: GraphableObserver | None,
 ) -> Decoded:
     """The same decoding, each token one replay of a captured graph; the host waits only if it may stop early."""
@@ -60,15 +61,26 @@ def _decode_as_graphs(
     graphs = kept_graphs(lm, key, lambda: AutoregressiveGraphs(lm, canvas, stop, fill, ffn))
     if masking is not None and graphs.ffn is not None:
         masking.graph_start(graphs.ffn)
+    clocks = [observer for observer in observers if isinstance(observer, StepClock)]
+    for observer in clocks:
+        observer.on_start(canvas.ids, torch.zeros_like(canvas.ids))
     graphs.load(canvas)
     forwards = 1
     while forwards < config.gen_length and not (config.stop_at_eos and graphs.all_finished()):
+        _tell(clocks, forwards - 1, config)
         graphs.run()
         forwards += 1
+    _tell(clocks, forwards - 1, config)
     graphs.store(canvas)
     if masking is not None and graphs.ffn is not None:
         masking.graph_stop(graphs.ffn)
-    return Decoded(canvas.ids[:, : canvas.prompt_length + forwards], forwards, canvas.commit_step[:, :forwards])
+    ids = canvas.ids[:, : canvas.prompt_length + forwards]
+    return Decoded(ids, forwards, canvas.commit_step[:, :forwards], "graph")
+
+
+def _tell(clocks: list[StepClock], index: int, config: SamplerConfig) -> None:
+    for clock in clocks:
+        clock.graph_step(Step(index, config.gen_length, 0, index))
 
 
 class _Loop:

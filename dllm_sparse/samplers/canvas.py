@@ -18,6 +18,7 @@ class Decoded:
     ids: Tensor
     forward_passes: int
     commit_step: Tensor
+    execution: str = "eager"
 
 
 class Canvas:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dllm_sparse.engine.forward import FFNRunner, FixedForward, Window
 from dllm_sparse.engine.graphs import Replayed
-from dllm_sparse.engine.observing import GraphableObserver
+from dllm_sparse.engine.observing import GraphableObserver, StepClock
 from dllm_sparse.kernels.cached_attention import Span
 from dllm_sparse.kernels.streaming import choose
 from dllm_sparse.models.loading import LanguageModel
@@ -43,7 +43,7 @@ def graphable(
     """
     brings = [observer for observer in observers if isinstance(observer, GraphableObserver)]
     reason = why_not_graphed(lm, config)
-    if len(brings) < len(observers):
+    if any(not isinstance(observer, GraphableObserver | StepClock) for observer in observers):
         reason = reason or "observers see every step on the host"
     elif len(brings) > 1 or any(observer.graph_key() is None for observer in brings):
         reason = reason or "these masks are computed by the plain path only"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm_sparse.engine.observing import GraphableObserver
+from dllm_sparse.engine.observing import GraphableObserver, StepClock
 from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.canvas import Canvas, Decoded
@@ -54,7 +54,7 @@ def denoise(
     as_graphs, masking = graphable(lm, config, observers, planned)
     # Masks in the prompt compete too: which rows need logits is then known only step by step.
     if as_graphs and not bool(canvas.masked()[:, : canvas.prompt_length].any()):
-        return _GraphLoop(lm, canvas, config, masking).decode()
+        return _GraphLoop(lm, canvas, config, observers, masking).decode()
     loop = _Loop(lm, canvas, config, observers)
     for block in range(config.blocks):
         loop.run_block(block)
@@ -87,8 +87,14 @@ class _GraphLoop:
     """The same steps as `_Loop`, each one replay of a captured graph; the host waits for nothing but a threshold."""
 
     def __init__(
-        self, lm: LanguageModel, canvas: Canvas, config: SamplerConfig, masking: GraphableObserver | None
+        self,
+        lm: LanguageModel,
+        canvas: Canvas,
+        config: SamplerConfig,
+        observers: Observers,
+        masking: GraphableObserver | None,
     ) -> None:
+        self.clocks = [observer for observer in observers if isinstance(observer, StepClock)]
         self.canvas, self.config, self.masking = canvas, config, masking
         self.eos = config.eos_token_id if config.eos_token_id is not None else lm.config.eos_token_id
         rules = (config.cache, config.block_length, config.threshold, config.factor, config.confidence_dtype)
@@ -104,7 +110,7 @@ class _GraphLoop:
         if self.masking is not None and graphs.ffn is not None:
             self.masking.graph_start(graphs.ffn)
         for block in range(config.blocks):
-            self._run_block(canvas.prompt_length + block * config.block_length)
+            self._run_block(block)
             if config.stop_at_eos:
                 graphs.store(canvas)
                 if all_ended(canvas, config, block, self.eos):
@@ -113,10 +119,11 @@ class _GraphLoop:
             graphs.store(canvas)
         if self.masking is not None and graphs.ffn is not None:
             self.masking.graph_stop(graphs.ffn)
-        return Decoded(canvas.ids, self.forwards, canvas.commit_step)
+        return Decoded(canvas.ids, self.forwards, canvas.commit_step, "graph")
 
-    def _run_block(self, begin: int) -> None:
+    def _run_block(self, block: int) -> None:
         config, length = self.config, self.canvas.ids.shape[1]
+        begin = self.canvas.prompt_length + block * config.block_length
         quotas = transfer_counts(config.block_length, config.steps_per_block)
         if config.early_block_exit or config.cache != "none":
             quotas = [quota for quota in quotas if quota]
@@ -125,6 +132,8 @@ class _GraphLoop:
             start = begin if cached else 0
             stop = begin + config.block_length if cached and config.cache == "dual" else length
             self.graphs.run(start, stop, begin, quotas[index] if config.by_quota else None)
+            for clock in self.clocks:
+                clock.graph_step(Step(self.forwards, config.blocks * config.steps_per_block, block, index))
             self.forwards += 1
             if not config.by_quota and not self.graphs.unfinished():
                 return

@@ -85,8 +85,8 @@ def test_prompts_hold_ordinary_tokens_only() -> None:
 def test_impossible_workloads_are_refused() -> None:
     with pytest.raises(UsageError, match=r"batch is 0"):
         EngineWorkload(batch=0)
-    with pytest.raises(UsageError, match=r"engine is 'steam'; allowed: eager"):
-        EngineWorkload(engine="steam")
+    with pytest.raises(UsageError, match="execution is 'steam'; allowed: auto, eager, graph"):
+        EngineWorkload(sampler=ds.SamplerConfig(execution="steam"))
     with pytest.raises(UsageError, match=r"exceeds the context of 96"):
         bench_engine(tiny_lm(), EngineWorkload(prompt_length=90), RATES)
 

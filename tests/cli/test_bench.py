@@ -45,7 +45,7 @@ def test_the_answer_says_how_tokens_are_counted(cli: Cli, toy_ar: Path) -> None:
     [
         (("--model", "tiny-ar", "--shape", "llada-8b"), "give one of them"),
         (("--shape", "llada-9b"), "unknown shape 'llada-9b'"),
-        (("--engine", "steam"), "engine is 'steam'; allowed: eager"),
+        (("--execution", "steam"), "'steam' is not one of"),
         (("--batch", 0), "batch is 0"),
         (("--model", "tiny-diffusion", "--block-length", 3), "block_length 3 does not divide"),
     ],
