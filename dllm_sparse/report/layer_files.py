@@ -99,7 +99,7 @@ def draw_layers(out: Path, value: Mapping[str, Any], rows: Sequence[Mapping[str,
         _line(axes[0][1], layers, [row[f"critical_{site}"] for row in rows], colour, site)
     _line(axes[0][1], layers, [row["critical_alone"] for row in rows], "black", "layer alone", dashed=True)
     axes[0][0].set(title="effective rank / width", xlabel="layer", ylim=(0, None))
-    axes[0][1].set(title="sparsity at the critical point", xlabel="layer", ylim=(0, 1))
+    axes[0][1].set(title="sparsity at the critical point", xlabel="layer", ylim=(0, None))
     for axis in axes[0]:
         if axis.lines:
             axis.legend(fontsize=7)
