@@ -20,7 +20,7 @@ from dllm_sparse.engine.observing import GraphableObserver, StepClock
 from dllm_sparse.kernels.cached_attention import Span
 from dllm_sparse.kernels.streaming import choose
 from dllm_sparse.models.loading import LanguageModel
-from dllm_sparse.models.transformer import KVCache, Transformer
+from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.canvas import Canvas
 from dllm_sparse.samplers.confidence import pick_by_factor, pick_by_rank, pick_by_threshold
 from dllm_sparse.samplers.config import SamplerConfig
@@ -57,7 +57,7 @@ def graphable(
 
 def why_not_graphed(lm: LanguageModel, config: SamplerConfig) -> str | None:
     """What keeps a decoding from running as graphs; None where it can. The plain path does everything."""
-    if not isinstance(lm.transformer, Transformer):
+    if lm.engine != "native":
         return "the model runs through transformers"
     if config.temperature > 0:
         return "temperature above 0 draws its noise on the host"

@@ -73,6 +73,13 @@ def test_generation_under_a_schedule_and_a_group_scope(name: str) -> None:
         assert 0.05 < out.sparsity["mean"] < 0.95
 
 
+def test_steps_are_never_captured_as_graphs() -> None:
+    lm = ds.wrap(random_model("llama"))
+    sampler = ds.SamplerConfig(gen_length=16, execution="graph")
+    with pytest.raises(ds.types.UsageError, match="runs through transformers"):
+        ds.generate(lm, prompt_ids=[PROMPTS[0]], sampler=sampler)
+
+
 def test_log_likelihoods_are_those_of_transformers() -> None:
     model = random_model("olmo2")
     prompt, target = torch.tensor(PROMPTS[0]), torch.tensor(PROMPTS[1])
