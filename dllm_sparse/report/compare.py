@@ -176,12 +176,11 @@ def _differences(curves: Mapping[str, Mapping[str, SiteCurves]], plan: SweepPlan
 
 def _doubts(model: str, tasks: Mapping[str, Curve], plan: SweepPlan) -> list[str]:
     """What disqualifies a model's curve, or the average of several: a task that cannot tell better from worse."""
-    return [
-        f"{model} is {flag} on {task}"
-        for task, curve in tasks.items()
-        for flag in curve.summary(plan.retain)["flags"]
-        if flag in ("at chance", "below resolution")
-    ]
+    found: dict[str, list[str]] = {"at chance": [], "below resolution": []}
+    for task, curve in tasks.items():
+        for flag in found.keys() & set(curve.summary(plan.retain)["flags"]):
+            found[flag].append(task)
+    return [f"{model} is {flag} on {', '.join(names)}" for flag, names in found.items() if names]
 
 
 def _difference(
