@@ -104,7 +104,13 @@ def cett_report(
 def model_rows(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per model: what the table and the CSV summary show."""
     names = ("model", "cett", "sparsity", "activation", "dense", "loss", "perplexity_ratio")
-    return [{**{name: entry[name] for name in names}, **entry["affordable"]} for entry in value["models"]]
+    return [
+        {
+            **{name: entry[name] for name in names},
+            **{f"affordable_{rule}": sparsity for rule, sparsity in entry["affordable"].items()},
+        }
+        for entry in value["models"]
+    ]
 
 
 def _write(out: Path, value: Mapping[str, Any], seconds: float) -> list[Path]:

@@ -106,6 +106,10 @@ def test_cett_searches_and_compares_rules(
     (entry,) = value["models"]
     assert {point["rule"] for point in entry["rules"]} >= {"cett", "top_p", "top_k", "top_k_gate", "fat_eps", "zero"}
     assert entry["sparsity"] + entry["activation"] == pytest.approx(1)
+    with (tmp_path / "out" / "cett.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["cett"]) == value["cett"]
+    assert row["affordable_cett"] == str(entry["affordable"]["cett"] or "")
 
 
 def test_one_cett_for_two_models(cli: Cli, toy: Path, text: Path) -> None:  # noqa: F811
