@@ -24,6 +24,7 @@ from dllm_sparse.generation import Generation, generate
 from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.samplers.config import SamplerConfig
+from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.types import Step, StepResult, UsageError
 
 SCHEMA = "dllm-sparse/bench-engine@1"
@@ -38,6 +39,7 @@ class EngineWorkload:
     """What is generated how often: `batch` random prompts of `prompt_length` tokens, after one run to warm up."""
 
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sparsity: SparsityConfig | None = None
     batch: int = 1
     prompt_length: int = 128
     repeats: int = 5
@@ -50,7 +52,8 @@ class EngineWorkload:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         values = {name: getattr(self, name) for name in ("batch", "prompt_length", "repeats")}
-        return {**values, "sampler": self.sampler.to_dict()}
+        sparsity = self.sparsity.to_dict() if self.sparsity is not None else None
+        return {**values, "sampler": self.sampler.to_dict(), "sparsity": sparsity}
 
 
 def bench_engine(lm: LanguageModel, workload: EngineWorkload, rates: Rates) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def bench_engine(lm: LanguageModel, workload: EngineWorkload, rates: Rates) -> d
     Raises UsageError when the workload does not fit the model.
     """
     prompts = random_prompts(lm, workload)
-    run = partial(generate, lm, prompt_ids=prompts, sampler=workload.sampler)
+    run = partial(generate, lm, prompt_ids=prompts, sampler=workload.sampler, sparsity=workload.sparsity)
     first = run()
     reset_peak_memory(lm.device)
     runs = [run() for _ in range(workload.repeats)]
@@ -74,6 +77,8 @@ def bench_engine(lm: LanguageModel, workload: EngineWorkload, rates: Rates) -> d
         "dtype": str(lm.dtype).removeprefix("torch."),
         **workload.to_dict(),
         "execution": first.execution,
+        "measured_sparsity": first.sparsity,
+        "exploitable": first.sparsity_report.get("exploitable"),
         "forwards": runs[0].forward_passes,
         "first_seconds": first.seconds,  # compiling, capturing and allocating included
         "seconds": Timing.of([out.seconds for out in runs]).to_dict(),

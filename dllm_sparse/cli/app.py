@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dllm_sparse import __version__
+from dllm_sparse.cli import bench_sparse as _with_its_commands  # noqa: F401
 from dllm_sparse.cli.bench import bench
 from dllm_sparse.cli.cett import cett
 from dllm_sparse.cli.compare import compare

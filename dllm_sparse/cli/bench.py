@@ -82,7 +82,7 @@ def engine(
         EngineWorkload(sampler=sampler, batch=rows, prompt_length=prompt_length, repeats=repeats)
         for rows in batch or [1]
     ]
-    lm = _load(output, model, shape, device, dtype, revision)
+    lm = load_measured(output, model, shape, device, dtype, revision)
     speed = rates(lm.device, lm.dtype)
     output.say(f"{speed.bandwidth / 1e9:,.1f} GB/s, {speed.flops / 1e12:,.2f} TFLOP/s ({speed.source})")
     rows = []
@@ -92,9 +92,10 @@ def engine(
     _answer(output, rows, out)
 
 
-def _load(
+def load_measured(
     output: Output, model: str | None, shape: str | None, device: str, dtype: str, revision: str | None
 ) -> LanguageModel:
+    """The model to measure, by name or as random weights of a shape; says what it is."""
     from dllm_sparse.models.loading import load, random_model
 
     if model is not None and shape is not None:
@@ -128,9 +129,9 @@ def _table(output: Output, row: dict[str, Any]) -> None:
     """One workload for people."""
     output.answer(
         f"{row['model']}, batch {row['batch']}, prompt {row['prompt_length']}, {row['execution']}: "
-        f"{_range(row['ms_per_forward'])} ms a forward, {row['forwards']} forwards, "
-        f"{_range(row['tokens_per_second'], 1)} tokens/s, "
-        f"{_range(row['canvas_tokens_per_second'], 1)} canvas tokens/s, "
+        f"{text_range(row['ms_per_forward'])} ms a forward, {row['forwards']} forwards, "
+        f"{text_range(row['tokens_per_second'], 1)} tokens/s, "
+        f"{text_range(row['canvas_tokens_per_second'], 1)} canvas tokens/s, "
         f"peak memory {row['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
     output.answer(
@@ -138,7 +139,7 @@ def _table(output: Output, row: dict[str, Any]) -> None:
     )
     for step in row["steps"]:
         output.answer(
-            f"  {step['forward']:<10}{step['per_generation']:>6}{step['tokens']:>8.0f}{_range(step['ms']):>28}"
+            f"  {step['forward']:<10}{step['per_generation']:>6}{step['tokens']:>8.0f}{text_range(step['ms']):>28}"
             f"{step['floor_ms']:>10.2f}{step['share_of_floor']:>7.0%}  {step['bound']}"
         )
     if row["components_ms_per_forward"]:
@@ -146,7 +147,8 @@ def _table(output: Output, row: dict[str, Any]) -> None:
         output.answer(f"  ms a forward by component: {', '.join(parts)}")
 
 
-def _range(timing: dict[str, float], digits: int = 2) -> str:
+def text_range(timing: dict[str, float], digits: int = 2) -> str:
+    """`median [20 %, 80 %]`."""
     return f"{timing['median']:.{digits}f} [{timing['low']:.{digits}f}, {timing['high']:.{digits}f}]"
 
 

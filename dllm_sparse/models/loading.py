@@ -17,7 +17,7 @@ from dllm_sparse.models.checkpoint_config import read_config
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.families import Family
 from dllm_sparse.models.resolve import checkpoint_folder
-from dllm_sparse.models.shapes import SHAPES
+from dllm_sparse.models.shapes import shape_config
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.types import CheckpointError, Kind, Step, StepContext, TokenClass, UnsupportedArchitecture, UsageError
 
@@ -146,10 +146,9 @@ def random_model(
     Weights are normal with the usual standard deviation 0.02, norms are ones. Raises UsageError for an unknown shape.
     `dtype="auto"` is bfloat16 on CUDA and float32 on a CPU.
     """
-    if name not in SHAPES:
-        raise UsageError(f"unknown shape {name!r}; known: {', '.join(SHAPES)}")
+    config = shape_config(name)
     target = _device(device)
-    transformer = _empty_transformer(SHAPES[name], target, _dtype(dtype, torch.bfloat16, target))
+    transformer = _empty_transformer(config, target, _dtype(dtype, torch.bfloat16, target))
     generator = torch.Generator(target).manual_seed(seed)
     for key, parameter in transformer.named_parameters():
         if "norm" in key:
@@ -158,8 +157,8 @@ def random_model(
             parameter.zero_()
         else:
             parameter.normal_(0.0, 0.02, generator=generator)
-    kind: Kind = "autoregressive" if SHAPES[name].causal else "diffusion"
-    return LanguageModel(f"{name} (random weights)", kind, SHAPES[name], transformer)
+    kind: Kind = "autoregressive" if config.causal else "diffusion"
+    return LanguageModel(f"{name} (random weights)", kind, config, transformer)
 
 
 def _through_transformers(

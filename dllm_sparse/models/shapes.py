@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from dllm_sparse.models.config import RopeScaling, TransformerConfig
+from dllm_sparse.types import UsageError
 
 SHAPES: Mapping[str, TransformerConfig] = MappingProxyType(
     {
@@ -109,3 +110,10 @@ SHAPES: Mapping[str, TransformerConfig] = MappingProxyType(
         ),
     }
 )
+
+
+def shape_config(name: str) -> TransformerConfig:
+    """The architecture of a public checkpoint; raises UsageError for an unknown one."""
+    if name not in SHAPES:
+        raise UsageError(f"unknown shape {name!r}; known: {', '.join(SHAPES)}")
+    return SHAPES[name]

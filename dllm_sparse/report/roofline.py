@@ -1,4 +1,4 @@
-"""The roofline: FLOPs per byte against FLOP/s, with what the device sustains as the roof. Needs matplotlib."""
+"""The roofline, and the break-even map of the sparse kernels. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -34,4 +34,27 @@ def write_roofline(path: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
     axis.set(title=title, xlabel="FLOPs per byte", ylabel="TFLOP/s", xscale="log", yscale="log")
     axis.title.set_fontsize(9)
     axis.legend(fontsize=8, loc="lower right")
+    return save_figure(path, figure)
+
+
+def write_break_even(path: Path, value: dict[str, Any]) -> Path | None:
+    """Speed-up of `bench kernels` rows over tokens and density; None where matplotlib is missing."""
+    if find_spec("matplotlib") is None:
+        return None
+    rows = value["rows"]
+    tokens = sorted({row["tokens"] for row in rows})
+    densities = sorted({row["density"] for row in rows})
+    gains = {(row["tokens"], row["density"]): row["speed_up"] for row in rows}
+    figure, axes = figure_grid(1, 1)
+    axis = axes[0][0]
+    table = [[gains[t, d] for t in tokens] for d in densities]
+    axis.imshow(table, cmap="RdBu", vmin=0.0, vmax=2.0, aspect="auto", origin="lower")
+    for y, line in enumerate(table):
+        for x, gain in enumerate(line):
+            axis.text(x, y, f"{gain:.2f}", ha="center", va="center", fontsize=8)
+    axis.set_xticks(range(len(tokens)), [str(t) for t in tokens])
+    axis.set_yticks(range(len(densities)), [str(d) for d in densities])
+    title = f"{value['shape']}: sparse FFN over cuBLAS\n{rows[0]['machine']['device']}"
+    axis.set(title=title, xlabel="tokens of a forward", ylabel="union density of the masks")
+    axis.title.set_fontsize(9)
     return save_figure(path, figure)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.conftest import Cli
 
@@ -54,3 +56,21 @@ def test_what_cannot_run_is_a_usage_error(cli: Cli, arguments: tuple[object, ...
     answer = cli("bench", "engine", *arguments)
     assert (answer.code, answer.stdout) == (2, "")
     assert message in answer.stderr
+
+
+def test_sparse_compares_with_dense_in_the_same_run(cli: Cli, toy: Path, tmp_path: Path) -> None:
+    sizes = ("--gen-length", 8, "--block-length", 4, "--prompt-length", 4, "--repeats", 1, "--cache", "dual")
+    answer = cli("bench", "sparse", "--model", toy, *sizes, "--p", 0.5, "--out", tmp_path, "--json")
+    dense, sparse = json.loads(answer.stdout)["rows"]
+    assert json.loads((tmp_path / "sparse.json").read_text()) == json.loads(answer.stdout)
+    assert dense["sparsity"] is None
+    assert 0.3 < sparse["measured_sparsity"]["mean"] < 1
+    assert [step["forward"] for step in dense["steps"]] == [step["forward"] for step in sparse["steps"]]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+@pytest.mark.parametrize("command", ["kernels", "tune"])
+def test_gpu_benchmarks_say_that_there_is_no_gpu(cli: Cli, command: str) -> None:
+    answer = cli("bench", command)
+    assert (answer.code, answer.stdout) == (1, "")
+    assert "CUDA" in answer.stderr

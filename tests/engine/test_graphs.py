@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dllm_sparse as ds
+from dllm_sparse.samplers.graph_steps import DiffusionGraphs
 from dllm_sparse.types import NonFiniteActivations, UsageError
 
 DEVICES = [
@@ -165,3 +166,31 @@ def test_other_masks_take_the_plain_path(options: dict) -> None:
     with pytest.raises(UsageError, match="plain path"):
         ds.generate(lm, ["x"], sampler=sampler, sparsity=sparsity)
     ds.generate(lm, ["x"], sampler=ds.SamplerConfig(gen_length=8, block_length=8), sparsity=sparsity)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("p", [None, 0.7])
+def test_thousands_of_steps_neither_grow_recapture_nor_wait(p: float | None) -> None:
+    lm = ds.load("tiny-diffusion", device="cuda", dtype="bfloat16")
+    sampler = ds.SamplerConfig(gen_length=64, block_length=32, cache="dual", execution="graph")
+    sparsity = None if p is None else ds.SparsityConfig(p=p)
+    prompt = [[5, 6, 7, 8]]
+    ds.generate(lm, prompt_ids=prompt, sampler=sampler, sparsity=sparsity)
+    assert lm.graphs is not None
+    kept, graphs = lm.graphs, lm.graphs[1]
+    assert isinstance(graphs, DiffusionGraphs)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.inference_mode():
+            for step in range(2000):
+                begin = 4 + 32 * (step // 32 % 2)
+                graphs.run(begin, begin + 32, begin, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+    ds.generate(lm, prompt_ids=prompt, sampler=sampler, sparsity=sparsity)
+    assert lm.graphs is kept

@@ -1,0 +1,154 @@
+"""`bench kernels`: one FFN layer, dense by cuBLAS against sparse by ours, selection included, weights rotated.
+
+Everything runs inside CUDA graphs over several layers' weights, so that neither launches nor the L2 cache flatter
+anything. Rows share their large channels, which makes the union density of the masks what was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dllm_sparse.bench.floors import Rates
+from dllm_sparse.bench.machine import machine
+from dllm_sparse.bench.timing import Timing, graphed, time_calls
+from dllm_sparse.kernels.packing import select
+from dllm_sparse.kernels.streaming import Scratch, add_norm, glu, on_gpu, stream_matmul
+from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.types import BackendUnavailable
+
+SCHEMA = "dllm-sparse/bench-kernels@1"
+LAYERS = 4
+"""Layers whose weights are rotated: of an 8B model, four are twenty times the L2 cache."""
+
+
+def bench_ffn(
+    config: TransformerConfig, tokens: int, density: float, rates: Rates, device: torch.device, repeats: int = 15
+) -> dict[str, Any]:
+    """Microseconds of one FFN layer for `tokens` rows whose masks together keep `density` of the channels of each site.
+
+    `dense`: RMSNorm, gate|up, activation, down, by cuBLAS in the better of both weight layouts. `sparse`: RMSNorm with
+    selection, gate|up over the kept rows, selection, down over the kept rows. Raises BackendUnavailable off a GPU.
+    """
+    layer = _Layer(config, tokens, density, device)
+    variants = {
+        "dense": graphed(layer.dense(by_input=True), device),
+        "dense_by_output": graphed(layer.dense(by_input=False), device),
+        "sparse": graphed(layer.sparse, device),
+        "selection": graphed(layer.selection, device),
+        "norm_and_activation": graphed(layer.norm_and_activation, device),
+    }
+    times = {name: _scaled(timing) for name, timing in time_calls(variants, device, repeats, warm_up=3).items()}
+    dense = min(times["dense"].median, times["dense_by_output"].median)
+    weights = 3 * config.width * config.ffn_width * 2
+    floor = weights * layer.measured_density() / rates.bandwidth * 1e6
+    return {
+        "schema": SCHEMA,
+        "tokens": tokens,
+        "density": density,
+        "measured_density": layer.measured_density(),
+        "microseconds": {name: timing.to_dict() for name, timing in times.items()},
+        "speed_up": dense / times["sparse"].median,
+        "dense_floor": weights / rates.bandwidth * 1e6,
+        "sparse_floor": floor,
+        "share_of_floor": floor / times["sparse"].median,
+        "error": layer.errors(),
+        "machine": machine(device),
+    }
+
+
+def _scaled(timing: Timing) -> Timing:
+    """Milliseconds of all layers as microseconds of one."""
+    factor = 1e3 / LAYERS
+    return Timing(timing.median * factor, timing.low * factor, timing.high * factor, timing.samples)
+
+
+class _Layer:
+    """Weights, inputs and state of the measured layers."""
+
+    def __init__(self, config: TransformerConfig, tokens: int, density: float, device: torch.device) -> None:
+        width, inner = config.width, config.ffn_width
+        self.activation = config.activation
+        self.scratch = Scratch(device)
+        self.gate_up = [self._weight(width, 2 * inner, device) for _ in range(LAYERS)]
+        self.down = [self._weight(inner, width, device) for _ in range(LAYERS)]
+        if not on_gpu(self.gate_up[0]):
+            raise BackendUnavailable("bench kernels needs a CUDA GPU with triton")
+        self.norm = torch.ones(width, device=device, dtype=torch.bfloat16)
+        self.x = self._rows(tokens, width, density, device)
+        self.hidden = self._rows(tokens, inner, density, device)
+        self.p = torch.full((1,), 0.999, dtype=torch.float64, device=device)
+        self.keys = torch.zeros((2, tokens), dtype=torch.int32, device=device)
+        self.kept = torch.zeros_like(self.keys)
+
+    @staticmethod
+    def _weight(inputs: int, outputs: int, device: torch.device) -> Tensor:
+        return torch.randn(inputs, outputs, device=device, dtype=torch.bfloat16).mul_(inputs**-0.5)
+
+    @staticmethod
+    def _rows(tokens: int, width: int, density: float, device: torch.device) -> Tensor:
+        """Rows that hold all but a thousandth of their L1 mass in the same `density` of the channels."""
+        large = torch.rand(width, device=device) < density
+        rows = torch.rand(tokens, width, device=device) + 0.5
+        return (rows * torch.where(large, 1.0, 1e-5) * torch.randn(tokens, width, device=device).sign()).bfloat16()
+
+    def dense(self, *, by_input: bool) -> Callable[[], None]:
+        """All layers by cuBLAS, with weights [K, N] or [N, K]."""
+        pairs = list(zip(self.gate_up, self.down, strict=True))
+        if not by_input:
+            pairs = [(gate_up.t().contiguous().t(), down.t().contiguous().t()) for gate_up, down in pairs]
+
+        def run() -> None:
+            for gate_up, down in pairs:
+                normed = add_norm(self.x, None, self.norm, 1e-5)[1]
+                glu(F.linear(normed, gate_up.t()), self.activation)
+                F.linear(self.hidden, down.t())
+
+        return run
+
+    def sparse(self) -> None:
+        """All layers, reading the kept rows only."""
+        for gate_up, down in zip(self.gate_up, self.down, strict=True):
+            chosen = select(self.x, self.p, self.keys[0], self.kept[0], norm=(self.norm, 1e-5)).listed
+            assert chosen is not None
+            stream_matmul(chosen, gate_up, self.scratch, activation=self.activation)
+            chosen = select(self.hidden, self.p, self.keys[1], self.kept[1]).listed
+            assert chosen is not None
+            stream_matmul(chosen, down, self.scratch)
+
+    def selection(self) -> None:
+        """Both sites' selection of all layers, the norm in front included."""
+        for _ in range(LAYERS):
+            select(self.x, self.p, self.keys[0], self.kept[0], norm=(self.norm, 1e-5))
+            select(self.hidden, self.p, self.keys[1], self.kept[1])
+
+    def norm_and_activation(self) -> None:
+        """The small layers that a dense FFN has in the same places."""
+        gate_up = torch.empty((len(self.x), 2 * self.hidden.shape[1]), dtype=self.x.dtype, device=self.x.device)
+        for _ in range(LAYERS):
+            add_norm(self.x, None, self.norm, 1e-5)
+            glu(gate_up, self.activation)
+
+    def measured_density(self) -> float:
+        """Share of the weight rows that are read, over both matrices."""
+        widths = self.x.shape[1], self.hidden.shape[1]
+        kept = []
+        for place, rows in enumerate((self.x, self.hidden)):
+            listed = select(rows, self.p, self.keys[place], self.kept[place]).listed
+            assert listed is not None
+            kept.append(int(listed.length) / widths[place])
+        return (2 * kept[0] + kept[1]) / 3
+
+    def errors(self) -> dict[str, float]:
+        """Relative RMS against fp64 of the down product of the masked rows: ours and cuBLAS's on the same input."""
+        chosen = select(self.hidden, self.p, self.keys[1], self.kept[1])
+        listed, masked = chosen.listed, select(self.hidden, self.p, self.keys[1], self.kept[1], listing=False).masked
+        assert listed is not None
+        assert masked is not None
+        truth = masked.double() @ self.down[0].double()
+        found = {"ours": stream_matmul(listed, self.down[0], self.scratch), "cublas": masked @ self.down[0]}
+        return {name: float((y.double() - truth).norm() / truth.norm()) for name, y in found.items()}
