@@ -7,7 +7,7 @@ spread over processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -58,9 +58,9 @@ class DecodeJob:
     sampler: SamplerConfig
 
     def run(self, lm: LanguageModel, observers: Sequence[Observer]) -> tuple[Tensor, ...]:
-        """The model's own loop."""
+        """The model's own loop, layer by layer: hardly two batches have one shape, so captured steps would not pay."""
         loop = denoise if lm.kind == "diffusion" else decode
-        decoded = loop(lm, self.prompts, self.mask, self.sampler, observers)
+        decoded = loop(lm, self.prompts, self.mask, replace(self.sampler, execution="eager"), observers)
         return (decoded.ids[:, self.prompts.shape[1] :],)
 
 
