@@ -99,7 +99,7 @@ def product_row(inputs: int, outputs: int, tokens: int, dtype: torch.dtype, repe
             density: min(dense, other) / timings[f"sparse_{density}"].median for density in DENSITIES
         },
         "auto_skips": {
-            density: cpu_pays(int(values.count_nonzero()), tokens, inputs, outputs, dtype)
+            density: cpu_pays(int(values.count_nonzero()), tokens, inputs, outputs, dtype, torch.get_num_threads())
             for density, values in masked.items()
         },
     }

@@ -6,6 +6,7 @@ The break-even points are measured (benchmarks/cpu_sparse.py); the rule is pure.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -17,11 +18,21 @@ from dllm_sparse.types import BackendUnavailable
 CPU_MOST_TOKENS = 4
 """Beyond this many tokens the masks of a forward together need nearly every row: dense is faster at any density."""
 
-CPU_KEPT_LIMIT: Mapping[torch.dtype, float] = MappingProxyType({torch.float32: 0.55, torch.bfloat16: 0.6})
-"""Kept values of all tokens, as a multiple of the inputs, up to which skipping beats the dense product."""
+CPU_CALL_SECONDS = 60e-6
+"""What finding the nonzero values and preparing the bags costs beyond the call of a dense product."""
 
-CPU_LEAST_WEIGHTS = 1 << 19
-"""Weights of a layer below which the 30 us of finding the nonzero values cost more than they save."""
+
+@dataclass(frozen=True, slots=True)
+class CpuCost:
+    """Weights a thread multiplies per second in a dense product of one token, and the factor skipping pays on each."""
+
+    dense_rate: float
+    skipping: float
+
+
+CPU_COSTS: Mapping[torch.dtype, CpuCost] = MappingProxyType(
+    {torch.float32: CpuCost(3.5e9, 1.55), torch.bfloat16: CpuCost(5.0e9, 1.25)}
+)
 
 LISTING_LIMIT = ((1, 0.75), (16, 0.6), (32, 0.4), (64, 0.2))
 """(most rows, share of the channels some row kept) up to which reading only those beats reading all, on an H200."""
@@ -54,8 +65,11 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     return "triton"
 
 
-def cpu_pays(kept: int, tokens: int, inputs: int, outputs: int, dtype: torch.dtype) -> bool:
-    """True where `sparse_matvec` beats the dense product: `kept` nonzero values of [tokens, inputs]."""
-    if tokens > CPU_MOST_TOKENS or inputs * outputs < CPU_LEAST_WEIGHTS:
-        return False
-    return kept <= CPU_KEPT_LIMIT[dtype] * inputs
+def cpu_pays(kept: int, tokens: int, inputs: int, outputs: int, dtype: torch.dtype, threads: int) -> bool:
+    """True where `sparse_matvec` should beat the dense product: `kept` nonzero values of [tokens, inputs].
+
+    The dense product of up to four tokens is taken to cost what one token costs, so the doubt goes to dense.
+    """
+    cost = CPU_COSTS[dtype]
+    dense = inputs * outputs / (cost.dense_rate * threads)
+    return tokens <= CPU_MOST_TOKENS and dense * cost.skipping * kept / inputs + CPU_CALL_SECONDS < dense

@@ -75,7 +75,8 @@ class CpuFFN:
         kept = int(rows.count_nonzero())
         if self._always:
             return kept < rows.numel()
-        return cpu_pays(kept, len(rows), linear.in_features, linear.out_features, rows.dtype)
+        size = linear.in_features, linear.out_features
+        return cpu_pays(kept, len(rows), *size, rows.dtype, torch.get_num_threads())
 
 
 class TritonFFN:

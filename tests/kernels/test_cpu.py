@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dllm_sparse.kernels.cpu import sparse_matvec
-from dllm_sparse.kernels.dispatch import CPU_LEAST_WEIGHTS, cpu_pays, resolve_backend
+from dllm_sparse.kernels.dispatch import cpu_pays, resolve_backend
 from dllm_sparse.kernels.storage import by_input, store_by_input
 from dllm_sparse.types import BackendUnavailable
 
@@ -103,11 +103,15 @@ def test_storing_by_input_changes_order_only(dtype: torch.dtype) -> None:
 
 def test_auto_skips_only_where_it_pays() -> None:
     inputs, outputs = 4096, 12288
-    assert cpu_pays(inputs // 2, 1, inputs, outputs, torch.float32)
-    assert not cpu_pays(inputs * 9 // 10, 1, inputs, outputs, torch.float32)
-    assert cpu_pays(inputs // 2, 4, inputs, outputs, torch.float32)  # an eighth of each of four tokens
-    assert not cpu_pays(10, 5, inputs, outputs, torch.float32)
-    assert not cpu_pays(1, 1, 64, CPU_LEAST_WEIGHTS // 64 - 1, torch.float32)
+    for threads in (1, 2):
+        assert cpu_pays(inputs // 2, 1, inputs, outputs, torch.float32, threads)
+        assert cpu_pays(inputs // 2, 4, inputs, outputs, torch.float32, threads)  # an eighth of each of four tokens
+        assert not cpu_pays(inputs * 9 // 10, 1, inputs, outputs, torch.float32, threads)
+        assert not cpu_pays(10, 5, inputs, outputs, torch.float32, threads)
+    # A layer of 0.9M weights: too little for two threads to win back the calls.
+    assert cpu_pays(400, 1, 1536, 576, torch.float32, 1)
+    assert not cpu_pays(768, 1, 1536, 576, torch.float32, 2)
+    assert not cpu_pays(1, 1, 24, 16, torch.float32, 1)
 
 
 def test_what_an_explicit_backend_needs() -> None:

@@ -365,7 +365,7 @@ def test_p_1_is_bitwise_dense_on_every_backend() -> None:
 
 
 def test_auto_skips_where_it_pays_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dllm_sparse.kernels.dispatch.CPU_LEAST_WEIGHTS", 0)
+    monkeypatch.setattr("dllm_sparse.kernels.dispatch.CPU_CALL_SECONDS", 0.0)
     lm = tiny_lm("autoregressive")
     for p, tokens, name in ((0.999, 1, "reference"), (0.1, 1, "cpu"), (0.1, 5, "reference")):
         with ds.sparsify(lm, ds.SparsityConfig(p=p, backend="auto")) as handle:
