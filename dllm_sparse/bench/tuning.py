@@ -35,26 +35,22 @@ GATED = (
     (128, 64, 8, 3),
 )
 LISTED = (
-    (64, 64, 4, 4),
     (64, 64, 4, 6),
     (64, 64, 4, 8),
+    (64, 64, 4, 10),
     (64, 128, 4, 4),
     (64, 128, 4, 6),
-    (64, 32, 4, 8),
-    (128, 64, 4, 4),
+    (64, 32, 4, 10),
     (128, 64, 8, 6),
-    (128, 32, 4, 8),
 )
 LISTED_GATED = (
     (64, 64, 4, 4),
     (64, 64, 4, 6),
-    (64, 64, 4, 8),
-    (64, 32, 4, 6),
-    (64, 32, 4, 10),
-    (64, 128, 4, 4),
-    (128, 32, 4, 6),
-    (128, 64, 8, 4),
-    (128, 64, 8, 6),
+    (64, 32, 4, 8),
+    (32, 128, 4, 4),
+    (32, 128, 4, 6),
+    (32, 64, 4, 8),
+    (64, 64, 8, 6),
 )
 """Candidates (columns, rows, warps, stages); how K is split follows from the number of processors."""
 
@@ -88,7 +84,7 @@ def candidates(problem: Problem, processors: int) -> list[Tile]:
     for columns, rows, warps, stages in shapes:
         blocks = -(-problem.n // columns)
         for programs in (1, 1.5, 2, 3, 4, 6):
-            splits = max(round(programs if problem.listed else programs * processors / blocks), 1)
+            splits = max(round(programs * processors / blocks), 1)
             tile = Tile(columns, rows, warps, stages, splits)
             if problem.n % columns == 0 and problem.k // splits >= 2 * rows and tile not in tiles:
                 tiles.append(tile)

@@ -88,10 +88,8 @@ def stream_matmul(
     """x [M, K] @ weight [K, N] (+ bias [N]) (+ residual [M, N]) -> [M, N].
 
     With `activation` the weight is [K, 2N], gate first, and the result act(gate) * up. With `Listed` only the listed
-    rows are read. Shares of K are added in a fixed order; `atomic=True` adds those of an unlisted product as they come
-    (not deterministic).
+    rows are read. Shares of K are added in a fixed order; `atomic=True` adds them as they come (not deterministic).
     """
-    from dllm_sparse.kernels.gpu.gather_matmul import gather_matmul_kernel
     from dllm_sparse.kernels.gpu.stream_matmul import stream_matmul_kernel
 
     listed = isinstance(x, Listed)
@@ -101,55 +99,39 @@ def stream_matmul(
     n = weight.shape[1] // (2 if gated else 1)
     tile = tile or tile_for(Problem(padded_tokens(tokens), k, n, gated, listed), values.device)
     out = torch.empty((tokens, n), dtype=values.dtype, device=values.device)
-    sums = tokens * n * (2 if gated else 1)
-    blocks = -(-n // tile.columns)
-    pointers = (values, weight, values if bias is None else bias, values if residual is None else residual, out)
-    options = {
-        "BT": padded_tokens(tokens),
-        "BN": tile.columns,
-        "BK": tile.rows,
-        "GATED": gated,
-        "ACT": ACTIVATION_CODES[activation] if activation is not None else 0,
-        "HAS_BIAS": bias is not None,
-        "HAS_RESIDUAL": residual is not None,
-        "SWAP": tile.columns >= 64,
-        "WAIT": PRODUCTS_OVERLAP[0],
-        "TRIGGER": PRODUCTS_OVERLAP[1],
-        "STAGES": tile.stages,
-        "num_warps": tile.warps,
-        "launch_pdl": PRODUCTS_OVERLAP[0],
-    }
-    if isinstance(x, Listed):
-        programs = tile.splits * torch.cuda.get_device_properties(values.device).multi_processor_count
-        slots = programs // blocks + 2
-        gather_matmul_kernel[(programs,)](
-            *pointers,
-            scratch.space(slots * sums),
-            scratch.counters,
-            x.rows,
-            x.length,
-            tokens,
-            n,
-            k,
-            weight.stride(0),
-            slots,
-            **options,
-        )
-        return out
-    space = scratch.space(tile.splits * sums if tile.splits > 1 else 1)
+    space = scratch.space(tile.splits * tokens * n * (2 if gated else 1) if tile.splits > 1 else 1)
     if atomic and tile.splits > 1:
-        space[:sums].zero_()
-    stream_matmul_kernel[(blocks * tile.splits,)](
-        *pointers,
+        space[: tokens * n * (2 if gated else 1)].zero_()
+    stream_matmul_kernel[(-(-n // tile.columns) * tile.splits,)](
+        values,
+        weight,
+        bias if bias is not None else values,
+        residual if residual is not None else values,
+        out,
         space,
         scratch.counters,
+        x.rows if isinstance(x, Listed) else scratch.counters,
+        x.length if isinstance(x, Listed) else scratch.counters,
         tokens,
         n,
         k,
         weight.stride(0),
         tile.splits,
+        BT=padded_tokens(tokens),
+        BN=tile.columns,
+        BK=tile.rows,
+        GATED=gated,
+        ACT=ACTIVATION_CODES[activation] if activation is not None else 0,
+        LISTED=listed,
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
         ATOMIC=atomic,
-        **options,
+        SWAP=tile.columns >= 64,
+        WAIT=PRODUCTS_OVERLAP[0],
+        TRIGGER=PRODUCTS_OVERLAP[1],
+        STAGES=tile.stages,
+        num_warps=tile.warps,
+        launch_pdl=PRODUCTS_OVERLAP[0],
     )
     return out
 

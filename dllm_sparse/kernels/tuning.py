@@ -15,10 +15,7 @@ SHIPPED = Path(__file__).parent / "tuned"
 
 
 class Tile(NamedTuple):
-    """Columns and rows of W a program holds at a time, warps, pipeline depth, and into how many shares K is cut.
-
-    For products over a list of rows `splits` is the number of programs per processor, which share all the work evenly.
-    """
+    """columns and rows of W a program holds at a time, warps, pipeline depth, and into how many shares K is cut."""
 
     columns: int
     rows: int
@@ -52,9 +49,7 @@ def default_tile(problem: Problem, processors: int) -> Tile:
     """A rule that was within a few percent of the best tile on an H200: 64 columns, about two programs a processor."""
     columns = 64 if problem.n % 64 == 0 else 32
     rows = 64 if problem.gated or problem.tokens > 16 else 128
-    if problem.listed:
-        return Tile(columns, 64, 4, 4, 4)
-    stages = 4
+    stages = 4 if not problem.listed else 6
     shares = max(round(2 * processors / -(-problem.n // columns)), 1)
     return Tile(columns, rows, 4, stages, min(shares, max(problem.k // (2 * rows), 1)))
 

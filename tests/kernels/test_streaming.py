@@ -92,24 +92,6 @@ def test_shares_are_added_in_one_order_unless_asked_otherwise(scratch) -> None:
     assert int(scratch.counters.abs().sum()) == 0
 
 
-@pytest.mark.parametrize("programs", [1, 2, 5])
-@pytest.mark.parametrize("kept", [0, 100, 2900])
-def test_evenly_shared_lists_are_added_in_one_order(scratch, programs, kept) -> None:
-    w = randn(4096, 3072, dtype=torch.bfloat16, scale=0.02)
-    rows = torch.zeros(4096, dtype=torch.int32, device="cuda")
-    chosen = torch.randperm(4096, device="cuda")[:kept].sort().values
-    rows[:kept] = chosen.int()
-    x = randn(3, 4096, dtype=torch.bfloat16)
-    listed = Listed(x, rows, torch.tensor([kept], dtype=torch.int32, device="cuda"))
-    tile = Tile(64, 64, 4, 4, programs)
-    residual = randn(3, 3072, dtype=torch.bfloat16)
-    first = stream_matmul(listed, w, scratch, residual=residual, tile=tile)
-    truth = x[:, :kept].double() @ w[chosen].double() + residual.double()
-    assert relative(first, truth) < 3e-3
-    assert all(torch.equal(first, stream_matmul(listed, w, scratch, residual=residual, tile=tile)) for _ in range(10))
-    assert int(scratch.counters.abs().sum()) == 0
-
-
 @pytest.mark.parametrize("width", [64, 576, 4096, 5000])
 def test_small_layers_round_like_their_twins(width) -> None:
     x, delta = randn(7, width, dtype=torch.bfloat16), randn(7, width, dtype=torch.bfloat16)

@@ -1,9 +1,10 @@
 """Products of a few tokens with a weight that is read once: the kernel behind every linear layer at T <= 64.
 
-out[T, N] = x[T, K] @ W[K, N], W row-contiguous ("stored by input", as the kernel that skips rows needs it). Tokens ride
-on the tensor cores, padded to 16; what costs is the weight traffic. One program owns BN columns and a share of the
-rows; shares meet in an fp32 workspace and the last program to arrive adds them in a fixed order, so the result does
-not depend on scheduling.
+out[T, N] = x[T, K] @ W[K, N], W row-contiguous ("stored by input"), so that an input channel that no token uses is
+a row that need not be read. Tokens ride on the tensor cores, padded to 16; what costs is the weight traffic.
+One program owns BN columns and a share of the rows; shares meet in an fp32 workspace and the last program to arrive
+adds them in a fixed order, so the result does not depend on scheduling. No host synchronisation anywhere: under a
+list of rows, how many there are is read from device memory.
 """
 
 import triton
@@ -34,6 +35,8 @@ def stream_matmul_kernel(
     out_ptr,
     workspace_ptr,
     arrivals_ptr,
+    rows_ptr,
+    count_ptr,
     T,
     N,
     K,
@@ -44,6 +47,7 @@ def stream_matmul_kernel(
     BK: tl.constexpr,
     GATED: tl.constexpr,
     ACT: tl.constexpr,
+    LISTED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ATOMIC: tl.constexpr,
@@ -53,6 +57,7 @@ def stream_matmul_kernel(
     STAGES: tl.constexpr,
 ):
     # GATED: W is [K, 2N], gate columns first; out = act(x @ gate) * (x @ up).
+    # LISTED: only rows_ptr[:count] of W are read, and x[:, j] belongs to row rows_ptr[j].
     dtype = out_ptr.dtype.element_ty
     column_blocks = tl.cdiv(N, BN)
     block = tl.program_id(0) % column_blocks
@@ -62,9 +67,12 @@ def stream_matmul_kernel(
     live_n = n < N
     if WAIT:
         gdc_wait()
-    share = tl.cdiv(tl.cdiv(K, BK), SPLITS) * BK
+    total = K
+    if LISTED:
+        total = tl.load(count_ptr)
+    share = tl.cdiv(tl.cdiv(total, BK), SPLITS) * BK
     begin = split * share
-    end = tl.minimum(begin + share, K)
+    end = tl.minimum(begin + share, total)
     # With SWAP the tensor cores see the weights as the tall operand (Hopper's wgmma wants 64 rows; tokens are few).
     if SWAP:
         acc = tl.zeros((BN, BT), tl.float32)
@@ -76,7 +84,10 @@ def stream_matmul_kernel(
         k = begin + i * BK + tl.arange(0, BK)
         live_k = k < end
         x = tl.load(x_ptr + t[:, None] * K + k[None, :], mask=(t < T)[:, None] & live_k[None, :], other=0.0)
-        offsets = k[:, None].to(tl.int64) * stride_w + n[None, :]
+        rows = k
+        if LISTED:
+            rows = tl.load(rows_ptr + k, mask=live_k, other=0)
+        offsets = rows[:, None].to(tl.int64) * stride_w + n[None, :]
         live = live_k[:, None] & live_n[None, :]
         w = tl.load(w_ptr + offsets, mask=live, other=0.0, eviction_policy="evict_first")
         if SWAP:
