@@ -94,7 +94,7 @@ def windows_of(lm: LanguageModel, texts: Sequence[str], windows: int, length: in
     for text in texts:
         # A token is a character at least; more text than that is never needed.
         room = (windows * length - len(stream)) * 16
-        stream += lm.tokenizer(text[:room])["input_ids"]
+        stream += lm.tokenizer(text[:room], verbose=False)["input_ids"]  # longer than the context is meant
         if len(stream) >= windows * length:
             break
     found = len(stream) // length
