@@ -1,0 +1,151 @@
+"""Run by `test_interpreted.py` under TRITON_INTERPRET=1: kernels on CPU tensors against their twins, small and odd."""
+
+from __future__ import annotations
+
+import torch
+
+from dllm_sparse.kernels import reference
+from dllm_sparse.kernels.gpu.attention import attention_kernel
+from dllm_sparse.kernels.gpu.choose import choose_kernel
+from dllm_sparse.kernels.gpu.layers import add_norm_kernel, glu_kernel, rope_kernel
+from dllm_sparse.kernels.gpu.select import select_kernel
+from dllm_sparse.kernels.gpu.stream_matmul import stream_matmul_kernel
+
+PLAIN = {"WAIT": False, "TRIGGER": False}
+
+
+def close(found: torch.Tensor, truth: torch.Tensor, bound: float = 1e-5) -> None:
+    error = float((found.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-30))
+    assert error < bound, error
+
+
+def products() -> None:
+    for tokens, k, n, splits in ((1, 48, 32, 1), (3, 80, 96, 3), (17, 64, 64, 2)):
+        x, w = torch.randn(tokens, k), torch.randn(k, 2 * n)
+        bias, residual = torch.randn(2 * n), torch.randn(tokens, n)
+        rows = torch.randperm(k)[: k // 2].sort().values
+        for gated in (False, True):
+            for listed in (False, True):
+                columns = 2 * n if gated else n
+                weight = w[:, :columns].contiguous()
+                values, index, count = (
+                    x,
+                    torch.zeros(k, dtype=torch.int32),
+                    torch.tensor([len(rows)], dtype=torch.int32),
+                )
+                truth = x @ weight
+                if listed:
+                    truth = x[:, rows] @ weight[rows]
+                    poisoned = torch.full_like(weight, torch.nan)
+                    poisoned[rows] = weight[rows]
+                    weight, values = poisoned, torch.full_like(x, torch.nan)
+                    values[:, : len(rows)] = x[:, rows]
+                    index[: len(rows)] = rows.int()
+                truth = truth + bias[:columns]
+                truth = (reference.glu(truth, "silu") if gated else truth) + residual
+                out = torch.full((tokens, n), torch.nan)
+                arrivals = torch.zeros(64, dtype=torch.int32)
+                stream_matmul_kernel[(-(-n // 32) * splits,)](
+                    values, weight, bias, residual, out, torch.full((splits * tokens * columns,), torch.nan), arrivals,
+                    index, count, tokens, n, k, columns, splits,
+                    BT=32 if tokens > 16 else 16, BN=32, BK=16, GATED=gated, ACT=0, LISTED=listed, HAS_BIAS=True,
+                    HAS_RESIDUAL=True, ATOMIC=False, SWAP=tokens == 3, STAGES=1, **PLAIN,
+                )  # fmt: skip
+                close(out, truth)
+                assert not arrivals.any()
+
+
+def layers() -> None:
+    x, delta, weight = torch.randn(3, 40), torch.randn(3, 40), torch.randn(40)
+    total, out = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    add_norm_kernel[(3,)](x, delta, weight, total, out, 40, 1e-5, BLOCK=64, ADD=True, **PLAIN)
+    close(total, x + delta)
+    close(out, reference.rms_norm(x + delta, weight, 1e-5))
+    for code, name in enumerate(("silu", "relu", "gelu", "gelu_tanh")):
+        both, out = torch.randn(3, 80), torch.full((3, 40), torch.nan)
+        glu_kernel[(3, 2)](both, out, 40, ACT=code, BLOCK=32, **PLAIN)
+        close(out, reference.glu(both, name))
+    for normed in (False, True):
+        qkv, angles = torch.randn(4, 6 * 12), torch.rand(9, 6) * 6
+        positions, slots = torch.tensor([3, 4, 5, 6]), torch.tensor([4, 5])
+        norms = (torch.randn(12), torch.randn(12), 1e-6) if normed else None
+        tables = (angles.cos(), angles.sin())
+        caches = [[torch.zeros(2, 1, 9, 12), torch.zeros(2, 1, 9, 12)] for _ in range(2)]
+        q = torch.full((2, 4, 2, 12), torch.nan)
+        given = norms or (qkv, qkv, 0.0)
+        rope_kernel[(4, 2)](
+            qkv, *tables, positions, slots, given[0], given[1], q, *caches[0], 2, 9, given[2],
+            HEADS=4, KV_HEADS=1, HALF=6, PAD=8, BH=4, QK_NORM=normed, **PLAIN,
+        )  # fmt: skip
+        close(q, reference.rotate_and_store(qkv, tables, positions, slots, *caches[1], norms))
+        for found, truth in zip(*caches, strict=True):
+            close(found, truth)
+
+
+def attention() -> None:
+    for splits in (1, 3):
+        q, keys, values = torch.randn(2, 4, 3, 16), torch.randn(2, 2, 37, 16), torch.randn(2, 2, 37, 16)
+        begin, end = torch.tensor([0, 5]), torch.tensor([33])
+        place = torch.arange(37)
+        mask = ((place >= begin[:, None]) & (place < end))[:, None, None]
+        truth = torch.nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+        keys[:, :, 33:] = values[:, :, 33:] = torch.nan
+        out, arrivals = torch.full((6, 64), torch.nan), torch.zeros(8, dtype=torch.int32)
+        space = torch.full((splits * 4 * 16 * 16,), torch.nan)
+        attention_kernel[(4, splits)](
+            q, keys, values, begin, end, out, space, torch.full((splits * 4 * 16 * 2,), torch.nan), arrivals,
+            3, 37, 1.4426950408889634 / 4, splits, HEADS=4, KV_HEADS=2, HEAD_DIM=16, BM=16, BS=16, **PLAIN,
+        )  # fmt: skip
+        close(out, truth.transpose(1, 2).reshape(6, 64))
+        assert not arrivals.any()
+
+
+def choice() -> None:
+    logits = torch.randn(3, 101)
+    logits[0, 7] = logits[0, 90] = 9.0
+    for wide in (False, True):
+        kind = torch.float64 if wide else torch.float32
+        token, probability = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=kind)
+        choose_kernel[(3, 4)](
+            logits, token, probability, torch.zeros(3, 4), torch.zeros(3, 4, dtype=torch.int32),
+            torch.zeros(3, 4, dtype=kind), torch.zeros(3, dtype=torch.int32), 101, 4,
+            BLOCK=16, PADDED=4, WIDE=wide, **PLAIN,
+        )  # fmt: skip
+        truth = reference.choose(logits, wide=wide)
+        assert token.tolist() == [7, *truth[0].tolist()[1:]]
+        close(probability, truth[1])
+
+
+def selection() -> None:
+    x = torch.randn(6, 75).half()
+    x[1] = 0
+    x[2] = x[2].round()
+    x[3, 1:] = 0
+    x[4] = 0.5
+    for p in (0.0, 0.4, 0.9):
+        truth = reference.select(x, p)
+        keys, kept = torch.zeros(6, dtype=torch.int32), torch.zeros(6, dtype=torch.int32)
+        for _ in range(2):  # cold, then from the thresholds found
+            out, none = torch.full_like(x, torch.nan), torch.zeros(1, dtype=torch.int32)
+            select_kernel[(6, 1)](
+                x, x, keys, kept, out, none, none, torch.tensor([p], dtype=torch.float64), 75, 0.0,
+                BLOCK=128, CHUNK=32, NORM=False, PACK=False, WORDS=False, **PLAIN,
+            )  # fmt: skip
+            assert torch.equal(out, truth)
+            assert kept.tolist() == truth.count_nonzero(-1).tolist()
+        for row in range(6):
+            out, index = torch.full_like(x[:1], torch.nan), torch.zeros(75, dtype=torch.int32)
+            select_kernel[(1, 3)](
+                x[row : row + 1], x, keys[row:], kept[row:], out, none, index, torch.tensor([p], dtype=torch.float64),
+                75, 0.0, BLOCK=128, CHUNK=32, NORM=False, PACK=True, WORDS=False, **PLAIN,
+            )  # fmt: skip
+            channels = truth[row].nonzero().flatten()
+            assert torch.equal(index[: len(channels)].long(), channels)
+            assert torch.equal(out[0, : len(channels)], truth[row, channels])
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    for check in (products, layers, attention, choice, selection):
+        check()
+        print(check.__name__)
