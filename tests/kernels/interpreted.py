@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from dllm_sparse.kernels import reference
@@ -148,4 +150,4 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     for check in (products, layers, attention, choice, selection):
         check()
-        print(check.__name__)
+        sys.stdout.write(f"{check.__name__}\n")
