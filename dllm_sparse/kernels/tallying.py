@@ -81,7 +81,7 @@ def _kernel() -> Any:
                 kind = tl.load(class_ptr + row * tokens + place, mask=there, other=0).to(tl.int32)
                 real = kind > 0
                 line = keep_ptr + (row * tokens + place) * width
-                keep = tl.load(line + offsets, mask=inside & there & real, other=0).to(tl.int32)
+                keep = tl.load(line + offsets, mask=offsets < tl.where(real, width, 0), other=0).to(tl.int32)
                 here = tl.where((slots == kind) & real, 1, 0)
                 kept += here * tl.sum(keep, axis=0)
                 members += here

@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+BEFORE_3_9 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
+OLD = BEFORE_3_9 and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
 
 
+@pytest.mark.skipif(OLD, reason="the interpreter of triton before 3.9 cannot loop to a loaded bound under numpy 2.4")
 def test_kernels_agree_with_their_twins_in_the_interpreter() -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root), "PYTHONWARNINGS": "ignore"}
