@@ -34,6 +34,9 @@ class Replayed:
             return
         if self._device.type != "cuda":
             self._body()
+            if self._settle is not None:
+                self._settle()
+                self._settle = None
             return
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -43,7 +46,7 @@ class Replayed:
         if self._settle is not None:
             self._settle()
         graph = torch.cuda.CUDAGraph()
-        with _without_collection(), torch.cuda.graph(graph, pool=self._pool):
+        with _without_collection(), torch.cuda.graph(graph, pool=self._pool, stream=stream):
             self._body()
         self._graph = graph
 

@@ -19,7 +19,7 @@ _MAX_QUERIES = 64
 class Span(NamedTuple):
     """What the queries may see, on the device: positions begin[b] .. end[0] of a cache of S positions.
 
-    begin [B] int32 (left padding), end [1] int32; `padded` tells the host whether any begin is not 0, and `causal`
+    begin [B] int64 (left padding), end [1] int64; `padded` tells the host whether any begin is not 0, and `causal`
     whether T > 1 queries see only what is not behind them (a prefill from position 0).
     """
 
@@ -41,7 +41,7 @@ def rotate_and_store(
 ) -> Tensor:
     """Splits qkv [B * T, (H + 2 KV) * d]; writes keys and values [B, KV, S, d] at slots [T]; returns q [B, H, T, d].
 
-    Rotated in fp32 by `tables` (cos, sin) [positions, d / 2] fp32 at `positions` [B * T] int32. `norms`: weights of
+    Rotated in fp32 by `tables` (cos, sin) [positions, d / 2] fp32 at `positions` [B * T] int64. `norms`: weights of
     the query and key norm (Qwen3) and their epsilon.
     """
     if not on_gpu(qkv):

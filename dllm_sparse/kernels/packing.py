@@ -44,7 +44,7 @@ def select(
     from dllm_sparse.kernels.gpu.select import pack_kernel, select_kernel
 
     rows, n = x.shape
-    block = 1 << (n - 1).bit_length()
+    block = max(32, 1 << (n - 1).bit_length())
     alone = listing and rows == 1
     values = torch.empty_like(x)
     index = torch.empty(n if listing else 1, dtype=torch.int32, device=x.device)

@@ -29,7 +29,7 @@ the next one start when it is about to end). Measured on an H200: small kernels 
 class Scratch:
     """Workspace shared by launches that follow each other on one stream; counters are left at zero by every kernel.
 
-    Graphs keep its addresses, so it never shrinks and is replaced only outside a capture.
+    Graphs keep its addresses: it never shrinks, and what it outgrew stays alive.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -198,6 +198,7 @@ def choose(logits: Tensor, scratch: Scratch, *, wide: bool = False) -> tuple[Ten
     from dllm_sparse.kernels.gpu.choose import choose_kernel
 
     rows, vocabulary = logits.shape
+    assert rows <= scratch.counters.numel()
     splits = max(min(-(-vocabulary // 4096), 512 // rows, 64), 1)
     accumulator = torch.float64 if wide else torch.float32
     token = torch.empty(rows, dtype=torch.int64, device=logits.device)

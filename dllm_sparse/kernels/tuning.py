@@ -66,13 +66,21 @@ def file_name(gpu: str) -> str:
 
 @cache
 def _tiles(gpu: str) -> dict[str, Tile]:
-    tiles: dict[str, Tile] = {}
-    for path in (SHIPPED / f"{file_name(gpu)}.json", user_file(gpu)):
-        try:
-            tiles |= {key: Tile(*values) for key, values in json.loads(path.read_text())["tiles"].items()}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # an unreadable tuning file costs speed, never a result
-    return tiles
+    return _read(SHIPPED / f"{file_name(gpu)}.json") | _read(user_file(gpu))
+
+
+def _read(path: Path) -> dict[str, Tile]:
+    """The tiles of a file that could run; an unreadable file costs speed, never a result."""
+    try:
+        tiles = {key: Tile(*values) for key, values in json.loads(path.read_text())["tiles"].items()}
+        return {key: tile for key, tile in tiles.items() if _launches(tile)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _launches(tile: Tile) -> bool:
+    powers = all(isinstance(v, int) and v > 0 and v & (v - 1) == 0 for v in (tile.columns, tile.rows, tile.warps))
+    return powers and tile.columns >= 16 and tile.rows >= 16 and tile.stages >= 1 and tile.splits >= 1
 
 
 def tile_for(problem: Problem, device: torch.device) -> Tile:
@@ -84,7 +92,7 @@ def tile_for(problem: Problem, device: torch.device) -> Tile:
 def save_tiles(gpu: str, tiles: dict[str, Tile], path: Path | None = None) -> Path:
     """Merges measured tiles into the user's file (or `path`), atomically; returns where."""
     path = path or user_file(gpu)
-    known = json.loads(path.read_text())["tiles"] if path.exists() else {}
+    known = {key: list(tile) for key, tile in _read(path).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"gpu": gpu, "tiles": {**known, **{key: list(tile) for key, tile in tiles.items()}}})
     _tiles.cache_clear()

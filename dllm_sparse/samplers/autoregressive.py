@@ -10,7 +10,7 @@ from dllm_sparse.models.loading import LanguageModel, rotary_positions
 from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.confidence import choose_tokens, token_probabilities
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.graph_steps import AutoregressiveGraphs, graphable, kept_graphs
+from dllm_sparse.samplers.graph_steps import AutoregressiveGraphs, graphable, kept_graphs, on_device
 from dllm_sparse.samplers.masked_diffusion import check_context
 from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, TokenClass
 
@@ -32,7 +32,8 @@ def decode(
     check_context(lm, prompt.shape[1], config.gen_length)
     as_graphs, masking = graphable(lm, config, observers, config.gen_length)
     if as_graphs:
-        return _decode_as_graphs(lm, prompt.to(lm.device), attention_mask, config, observers, masking)
+        with on_device(lm):
+            return _decode_as_graphs(lm, prompt.to(lm.device), attention_mask, config, observers, masking)
     loop = _Loop(lm, prompt.to(lm.device), attention_mask, config, observers)
     for index in range(config.gen_length):
         loop.run_step(Step(index, config.gen_length, 0, index))

@@ -7,7 +7,9 @@ without a graph, which is how the tests compare them with the plain path.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -47,6 +49,10 @@ def graphable(
         reason = reason or "observers see every step on the host"
     elif len(brings) > 1 or any(observer.graph_key() is None for observer in brings):
         reason = reason or "these masks are computed by the plain path only"
+    native = lm.transformer.ffns if lm.engine == "native" else []
+    served = {id(observer) for observer in brings}
+    if any(ffn.override is not None and id(ffn.override) not in served for ffn in native):
+        reason = reason or "the FFNs are overridden by an enclosing block"
     if config.execution == "graph" and reason is not None:
         raise UsageError(f"execution 'graph' cannot run this: {reason}; use execution 'auto'")
     wanted = config.execution == "graph" or (
@@ -59,6 +65,8 @@ def why_not_graphed(lm: LanguageModel, config: SamplerConfig) -> str | None:
     """What keeps a decoding from running as graphs; None where it can. The plain path does everything."""
     if lm.engine != "native":
         return "the model runs through transformers"
+    if lm.dtype == torch.float64 and lm.device.type == "cuda":
+        return "the kernels do not compute in float64"
     if config.temperature > 0:
         return "temperature above 0 draws its noise on the host"
     if lm.kind == "autoregressive":
@@ -150,11 +158,25 @@ GraphsT = TypeVar("GraphsT", bound="_Graphs")
 
 
 def kept_graphs(lm: LanguageModel, key: tuple[object, ...], make: Callable[[], GraphsT]) -> GraphsT:
-    """The captured steps of an earlier generation with the same key, else new ones; a model keeps one set."""
-    if lm.graphs is None or lm.graphs[0] != key:
-        lm.graphs = None  # the buffers of the last shape go before the next are made
-        lm.graphs = key, make()
+    """The captured steps of an earlier generation with the same key and weights, else new ones; a model keeps one set.
+
+    Captured steps hold addresses: weights that were moved, cast or replaced need new ones.
+    """
+    if lm.graphs is None or lm.graphs[0] != (*key, *_addresses(lm)):
+        lm.graphs = None
+        gc.collect()  # its parts refer to each other: the old buffers must go before the new ones come
+        made = make()
+        lm.graphs = (*key, *_addresses(lm)), made  # only now: making them may have stored weights by input
     return cast("GraphsT", lm.graphs[1])
+
+
+def _addresses(lm: LanguageModel) -> tuple[object, ...]:
+    return lm.device, lm.dtype, *(parameter.data_ptr() for parameter in lm.transformer.parameters())
+
+
+def on_device(lm: LanguageModel) -> AbstractContextManager[object]:
+    """Makes the model's GPU the current one: kernels and captures go where the weights are."""
+    return torch.cuda.device(lm.device) if lm.device.type == "cuda" else nullcontext()
 
 
 class DiffusionGraphs(_Graphs):
@@ -165,8 +187,14 @@ class DiffusionGraphs(_Graphs):
         self.config, self.mask_id = config, canvas.mask_id
         self.quota = torch.zeros(canvas.ids.shape[0], dtype=torch.int64, device=lm.device)
         self.remaining = torch.zeros(1, dtype=torch.int64, device=lm.device)
+        self.masks_won = torch.zeros(1, dtype=torch.bool, device=lm.device)
         self._quota: int | None = None
         self._shapes: dict[tuple[int, int], _Shape] = {}
+
+    def load(self, canvas: Canvas) -> None:
+        """Takes over a new canvas of the same shape."""
+        super().load(canvas)
+        self.masks_won.zero_()
 
     def run(self, start: int, stop: int, begin: int, quota: int | None) -> None:
         """One step over canvas positions start..stop; the block from `begin` on competes, `quota` of each row win."""
@@ -209,7 +237,7 @@ class DiffusionGraphs(_Graphs):
         return classes.masked_fill_(slots < self.begin[:, None], TokenClass.PADDING)
 
     def _commit(self, logits: Tensor, row_slots: Tensor) -> None:
-        tokens, probability = choose(logits, self.forward.scratch, wide=self.config.confidence_dtype == "float64")
+        tokens, probability = choose(logits, self.forward.scratch, wide=self._wide(logits))
         if self.config.confidence_dtype == "model":
             probability = probability.to(logits.dtype)
         current = self.ids.index_select(1, row_slots)
@@ -217,12 +245,16 @@ class DiffusionGraphs(_Graphs):
         tokens, probability = tokens.view_as(current), probability.view(current.shape)
         self.broken |= (masked & ~torch.isfinite(probability)).any()
         picked = self._pick(torch.where(masked, probability, -torch.inf))
+        self.masks_won |= (picked & tokens.eq(self.mask_id)).any()
         new = torch.where(picked, tokens, current)
         self.ids.index_copy_(1, row_slots, new)
         when = torch.where(picked, self.index, self.commit_step.index_select(1, row_slots))
         self.commit_step.index_copy_(1, row_slots, when)
         self.remaining.copy_(new.eq(self.mask_id).sum())
         self.index += 1
+
+    def _wide(self, logits: Tensor) -> bool:
+        return self.config.confidence_dtype == "float64" or logits.dtype == torch.float64
 
     def _pick(self, confidence: Tensor) -> Tensor:
         if self.config.threshold is not None:

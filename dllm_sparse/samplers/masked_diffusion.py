@@ -23,7 +23,7 @@ from dllm_sparse.samplers.confidence import (
     token_probabilities,
 )
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable, kept_graphs
+from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable, kept_graphs, on_device
 from dllm_sparse.samplers.schedule import transfer_counts
 from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, UsageError
 
@@ -54,7 +54,11 @@ def denoise(
     as_graphs, masking = graphable(lm, config, observers, planned)
     # Masks in the prompt compete too: which rows need logits is then known only step by step.
     if as_graphs and not bool(canvas.masked()[:, : canvas.prompt_length].any()):
-        return _GraphLoop(lm, canvas, config, observers, masking).decode()
+        with on_device(lm):
+            decoded = _GraphLoop(lm, canvas, config, observers, masking).decode()
+        if decoded is not None:
+            return decoded
+        canvas = Canvas(prompt, mask, config.gen_length, lm.mask_token_id)
     loop = _Loop(lm, canvas, config, observers)
     for block in range(config.blocks):
         loop.run_block(block)
@@ -103,8 +107,8 @@ class _GraphLoop:
         self.graphs = kept_graphs(lm, key, lambda: DiffusionGraphs(lm, canvas, config, ffn))
         self.forwards = 0
 
-    def decode(self) -> Decoded:
-        """Runs all blocks."""
+    def decode(self) -> Decoded | None:
+        """Runs all blocks; None where the model chose the mask token, whose position goes on competing later."""
         graphs, canvas, config = self.graphs, self.canvas, self.config
         graphs.load(canvas)
         if self.masking is not None and graphs.ffn is not None:
@@ -117,6 +121,8 @@ class _GraphLoop:
                     break
         else:
             graphs.store(canvas)
+        if bool(graphs.masks_won):
+            return None
         if self.masking is not None and graphs.ffn is not None:
             self.masking.graph_stop(graphs.ffn)
         return Decoded(canvas.ids, self.forwards, canvas.commit_step, "graph")

@@ -26,8 +26,9 @@ class _SiteCount:
 
     @classmethod
     def empty(cls, device: torch.device) -> _SiteCount:
-        zeros = torch.zeros(_CLASSES, dtype=torch.int64, device=device)
-        return cls(zeros, zeros.clone(), zeros[0].clone(), zeros[0].double())
+        with torch.inference_mode(False):  # the block around a generation may go on counting outside of it
+            zeros = torch.zeros(_CLASSES, dtype=torch.int64, device=device)
+            return cls(zeros, zeros.clone(), zeros[0].clone(), zeros[0].double())
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +89,20 @@ class SparsityCounts:
         union_kept: Tensor,
         call_sparsity: Tensor,
         calls: int,
+        union_calls: int,
         width: int,
     ) -> None:
-        """Adds sums over `calls` forwards: kept and tokens [classes], union_kept [], call_sparsity [] (see `add`)."""
+        """Adds sums over `calls` forwards: kept and tokens [classes], call_sparsity [] (see `add`).
+
+        `union_kept` [] is the sum over the `union_calls` of them in which the union was measured.
+        """
         count = self._sites.setdefault(site, _SiteCount.empty(kept.device))
         count.kept += kept
         count.entries += tokens * width
         count.union_kept += union_kept
         count.call_sparsity += call_sparsity
         count.calls += calls
-        count.union_entries += width * calls
+        count.union_entries += width * union_calls
 
     def merge(self, other: SparsityCounts) -> None:
         """Adds another run's counts to these."""

@@ -29,8 +29,8 @@ SITES: tuple[SiteName, ...] = ("input", "intermediate")
 class _Rows:
     """State of forwards of M rows; layers and sites in front: keys, kept [L, 2, M] and union [L, 2], int32.
 
-    `union`, the channels some row kept, is measured at every forward where the list is made, and else at the first
-    forwards, until `settled`: finding it costs more than the products could save.
+    `union`, the channels some row kept, is measured at every forward where the list is made (padding is in it then, so
+    forwards with padding do not count), and else until `settled`: finding it costs more than the products could save.
     """
 
     keys: Tensor
@@ -38,6 +38,8 @@ class _Rows:
     union: Tensor
     listing: list[list[bool]]
     dense: list[list[bool]]
+    listed: Tensor  # [L, 2] bool: the union comes from the list
+    exact: Tensor  # [L, 2] bool: it is measured without padding, or known
     settled: bool = False
 
 
@@ -58,6 +60,7 @@ class GraphSparseFFN:
         self._kept = torch.zeros((*self._shape, len(TokenClass)), dtype=torch.int64, device=self._device)
         self._tokens = torch.zeros(len(TokenClass), dtype=torch.int64, device=self._device)
         self._union = torch.zeros(self._shape, dtype=torch.int64, device=self._device)
+        self._union_calls = torch.zeros(self._shape, dtype=torch.int64, device=self._device)
         self._call_sparsity = torch.zeros(self._shape, dtype=torch.float64, device=self._device)
         self._calls = torch.zeros(1, dtype=torch.int64, device=self._device)
 
@@ -68,7 +71,7 @@ class GraphSparseFFN:
 
     def reset(self) -> None:
         """Forgets what was counted."""
-        for total in (self._kept, self._tokens, self._union, self._call_sparsity, self._calls):
+        for total in (self._kept, self._tokens, self._union, self._union_calls, self._call_sparsity, self._calls):
             total.zero_()
 
     def begin(self, classes: Tensor) -> None:
@@ -81,8 +84,11 @@ class GraphSparseFFN:
             every = [[True] * len(SITES) for _ in range(self._shape[0])]
             never = [[False] * len(SITES) for _ in range(self._shape[0])]
             long = self.config.where == "faster" and rows > MAX_STREAMED
-            state = self._rows[rows] = _Rows(zeros, zeros.clone(), union, every, every if long else never)
+            flags = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
+            state = _Rows(zeros, zeros.clone(), union, every, every if long else never, flags, flags.clone())
+            self._rows[rows] = state
             self._count_dense(state)
+            self._say_how_unions_come(state, rows)
 
     def __call__(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One layer; see `FFNRunner`."""
@@ -116,7 +122,10 @@ class GraphSparseFFN:
         live = member.sum()
         self._kept += kept
         self._tokens += member.sum(0)
-        self._union += state.kept[..., 0] if len(self._classes) == 1 else state.union
+        clean = (self._classes != TokenClass.PADDING).all()
+        counted = (state.exact | (state.listed & clean)) & (live > 0)
+        self._union += torch.where(counted, state.kept[..., 0] if len(self._classes) == 1 else state.union, 0)
+        self._union_calls += counted
         entries = live * self._entries
         self._call_sparsity += torch.where(live > 0, 1 - kept.sum(-1).double() / entries.clamp_min(1), 0.0)
         self._calls += live > 0
@@ -126,11 +135,22 @@ class GraphSparseFFN:
         state = self._rows[rows]
         union = state.kept[..., 0] if rows == 1 else state.union
         density = union.double().cpu() / torch.tensor(self._widths)
-        state.listing = [[self._always or listing_pays(rows, d) for d in layer] for layer in density.tolist()]
+        pays = [[self._always or listing_pays(rows, d) for d in layer] for layer in density.tolist()]
+        state.listing = [[self.on_gpu and one for one in layer] for layer in pays]
         if self.config.where == "faster":
             state.dense = [[not listed for listed in layer] for layer in state.listing]
             self._count_dense(state)
-        state.settled = True
+        state.settled = self.on_gpu  # elsewhere measuring costs nothing that matters
+        self._say_how_unions_come(state, rows)
+
+    def _say_how_unions_come(self, state: _Rows, rows: int) -> None:
+        """Fixes, for the forwards to come, where the union is found and whether padding is in it."""
+        for layer, sites in enumerate(state.listing):
+            for place, listing in enumerate(sites):
+                lists = listing and self.on_gpu and rows <= MAX_STREAMED and not state.dense[layer][place]
+                state.listed[layer, place] = lists
+                known = state.dense[layer][place] or rows == 1
+                state.exact[layer, place] = known or (not lists and not state.settled)
 
     def _count_dense(self, state: _Rows) -> None:
         """Sites that run dense keep everything."""
@@ -153,6 +173,7 @@ class GraphSparseFFN:
                         self._union[layer, place],
                         self._call_sparsity[layer, place],
                         calls,
+                        int(self._union_calls[layer, place]),
                         self._widths[place],
                     )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dllm_sparse.engine.forward import FFNRunner, FixedForward
 from dllm_sparse.engine.observing import GraphableObserver
+from dllm_sparse.kernels.packing import MAX_WIDTH
 from dllm_sparse.models.loading import LanguageModel
 from dllm_sparse.models.transformer import FeedForward, FFNOverride, Tap, TappedFFN
 from dllm_sparse.sparsity.backends import MaskedFFN, sparse_ffn
@@ -49,6 +50,7 @@ class Sparsifier(GraphableObserver):
         self.counts = SparsityCounts()
         self._observers = observers
         self._causal = lm.config.causal
+        self._fits = max(lm.config.width, lm.config.ffn_width) <= MAX_WIDTH
         _check_layers(config, lm.config.layers)
         self._norms: dict[Site, Tensor] = {}
         self._stored: dict[Site, Tensor] = {}
@@ -81,7 +83,8 @@ class Sparsifier(GraphableObserver):
             or config.schedule is not None
             or config.refresh_every > 1
             or config.layers is not None
-            or config.backend == "reference"
+            or config.backend in ("reference", "cpu")
+            or not self._fits
         )
         identity = any(config.is_identity(p) for p in config.layer_p or (config.p,))
         if plain or identity or self._observers or not self.apply:

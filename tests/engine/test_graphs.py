@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -194,3 +196,55 @@ def test_thousands_of_steps_neither_grow_recapture_nor_wait(p: float | None) -> 
     assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
     ds.generate(lm, prompt_ids=prompt, sampler=sampler, sparsity=sparsity)
     assert lm.graphs is kept
+
+
+def test_an_enclosing_sparsify_block_is_not_forgotten() -> None:
+    lm = ds.load("tiny-diffusion", dtype="float32")
+    config, sampler = ds.SparsityConfig(p=0.3), ds.SamplerConfig(gen_length=8, block_length=8)
+    inside = ds.generate(lm, ["x"], sampler=sampler, sparsity=config)
+    with ds.sparsify(lm, config) as handle:
+        around = ds.generate(lm, ["x"], sampler=sampler)
+        with pytest.raises(UsageError, match="enclosing block"):
+            ds.generate(lm, ["x"], sampler=ds.SamplerConfig(gen_length=8, block_length=8, execution="graph"))
+        lm.logits(inside.ids)  # counting goes on outside a loop's inference mode
+    assert torch.equal(inside.ids, around.ids)
+    assert handle.sparsity["mean"] > 0.5
+
+
+def test_weights_that_moved_are_captured_anew() -> None:
+    lm = ds.load("tiny-diffusion", dtype="float32")
+    sampler = ds.SamplerConfig(gen_length=8, block_length=8, execution="graph")
+    ds.generate(lm, ["x"], sampler=sampler)
+    lm.transformer.to(torch.bfloat16)
+    graphed = ds.generate(lm, ["x"], sampler=sampler)
+    assert torch.equal(graphed.ids, both(lm, ["x"], gen_length=8, block_length=8)[0].ids)
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+@pytest.mark.parametrize("rule", [{}, {"threshold": 0.9}, {"steps": 4}])
+def test_a_model_that_chooses_the_mask_token_decodes_as_in_the_plain_path(cache: str, rule: dict) -> None:
+    lm = ds.load("tiny-diffusion", dtype="float32")
+    with torch.no_grad():
+        lm.transformer.head.weight[lm.mask_token_id] = lm.transformer.head.weight.mean(0) * 4
+    plain, graphed = both(lm, ["Once upon"], gen_length=16, block_length=8, cache=cache, **rule)
+    assert torch.equal(plain.ids, graphed.ids)
+    assert plain.forward_passes == graphed.forward_passes
+
+
+def test_old_buffers_go_before_new_ones_come() -> None:
+    lm = ds.load("tiny-diffusion", dtype="float32")
+    sampler = ds.SamplerConfig(gen_length=8, block_length=8, execution="graph")
+    ds.generate(lm, prompt_ids=[[5, 6]], sampler=sampler)
+    assert lm.graphs is not None
+    old = weakref.ref(lm.graphs[1])
+    ds.generate(lm, prompt_ids=[[5, 6, 7]], sampler=sampler)
+    assert old() is None
+
+
+def test_masks_only_where_they_pay_leave_a_cpu_dense_and_say_so() -> None:
+    lm = ds.load("tiny-diffusion", dtype="float32")
+    sampler = ds.SamplerConfig(gen_length=96, block_length=96, steps=8, execution="graph")
+    dense = ds.generate(lm, ["Once upon a time"], sampler=sampler)
+    found = ds.generate(lm, ["Once upon a time"], sampler=sampler, sparsity=ds.SparsityConfig(p=0.5, where="faster"))
+    assert torch.equal(dense.ids, found.ids)
+    assert found.sparsity["mean"] == 0
