@@ -43,7 +43,9 @@ def main() -> None:
         for task, limit in tasks.items():
             started = time.perf_counter()
             report = ds.critical_sparsity(lm, [task], asked.sites.split(","), GRID, limit=limit)
-            rows = [row for row in report.rows() if row["task"] != "average"]
+            # by its name: the folder is a matter of this machine
+            named = ({**row, "model": Path(asked.model).name} for row in report.rows())
+            rows = [row for row in named if row["task"] != "average"]
             results.setdefault(task.partition("=")[0], {})[engine] = {
                 "seconds": time.perf_counter() - started,
                 "rows": rows,
