@@ -28,6 +28,14 @@ def golden(file: str, key: str = "cases") -> list[dict[str, Any]]:
     return cases
 
 
+def interpreted(code: str) -> str:
+    """What `code` prints where Triton's interpreter runs the kernels: chosen at import, so in a process of its own."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def by_name(cases: list[dict[str, Any]]) -> dict[str, Any]:
     """Arguments of `pytest.mark.parametrize` for golden cases: their values and their names."""
     return {"argvalues": cases, "ids": [case["name"] for case in cases]}

@@ -73,11 +73,11 @@ class _Layer:
     def __init__(self, config: TransformerConfig, tokens: int, density: float, device: torch.device) -> None:
         width, inner = config.width, config.ffn_width
         self.activation = config.activation
+        if not on_gpu(torch.empty(0, dtype=torch.bfloat16, device=device)):
+            raise BackendUnavailable("bench kernels needs a CUDA GPU with triton")
         self.scratch = Scratch(device)
         self.gate_up = [self._weight(width, 2 * inner, device) for _ in range(LAYERS)]
         self.down = [self._weight(inner, width, device) for _ in range(LAYERS)]
-        if not on_gpu(self.gate_up[0]):
-            raise BackendUnavailable("bench kernels needs a CUDA GPU with triton")
         self.norm = torch.ones(width, device=device, dtype=torch.bfloat16)
         self.x = self._rows(tokens, width, density, device)
         self.hidden = self._rows(tokens, inner, density, device)

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from dllm_sparse import __version__
-from dllm_sparse.cli import bench_sparse as _with_its_commands  # noqa: F401
-from dllm_sparse.cli.bench import bench
+from dllm_sparse.cli.bench import bench, engine
+from dllm_sparse.cli.bench_sparse import kernels, sparse, tune
 from dllm_sparse.cli.cett import cett
 from dllm_sparse.cli.compare import compare
 from dllm_sparse.cli.critical_sparsity import critical_sparsity
@@ -47,6 +47,8 @@ app.command()(generate)
 app.command()(drift_report)
 app.command()(critical_sparsity)
 app.command()(compare)
+for measure in (engine, sparse, kernels, tune):
+    bench.command()(measure)
 app.add_typer(bench, name="bench")
 app.command()(models)
 app.command()(train)

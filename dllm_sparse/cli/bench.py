@@ -33,7 +33,6 @@ def root() -> None:
     """Measure speed beside the floor of the hardware."""
 
 
-@bench.command()
 def engine(
     model: BenchModelOpt = None,
     shape: ShapeOpt = None,

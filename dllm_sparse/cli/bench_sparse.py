@@ -8,13 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from dllm_sparse.cli import options as opt
-from dllm_sparse.cli.bench import BenchModelOpt, ShapeOpt, bench, load_measured, text_range
+from dllm_sparse.cli.bench import BenchModelOpt, ShapeOpt, load_measured, text_range
 from dllm_sparse.cli.output import Output
 
 TokensOpt = Annotated[list[int] | None, typer.Option(help="Tokens of one forward; several times for several.")]
 
 
-@bench.command()
 def sparse(
     model: BenchModelOpt = None,
     shape: ShapeOpt = None,
@@ -72,7 +71,6 @@ def _sparse_lines(output: Output, dense: dict[str, Any], row: dict[str, Any]) ->
         output.answer(f"  sparsity {sites}; skipped by all tokens of a forward: {skipped}")
 
 
-@bench.command()
 def kernels(
     shape: Annotated[str, typer.Option(help="Public checkpoint whose FFN is measured.")] = "llada-8b",
     tokens: TokensOpt = None,
@@ -87,6 +85,8 @@ def kernels(
 
     Example: dllm-sparse bench kernels --tokens 1 --tokens 8 --density 0.5 --out bench
     """
+    import torch
+
     from dllm_sparse.bench.kernels import bench_ffn
     from dllm_sparse.bench.machine import rates
     from dllm_sparse.bench.tuning import gpu
@@ -94,7 +94,7 @@ def kernels(
 
     output = Output(as_json=as_json, quiet=quiet)
     config, target = shape_config(shape), gpu(device)
-    speed = rates(target, config_dtype())
+    speed = rates(target, torch.bfloat16)
     rows = []
     for count in tokens or (1, 2, 4, 8, 16, 32, 64):
         for share in density or (0.3, 0.5, 0.8, 1.0):
@@ -113,14 +113,6 @@ def kernels(
             )
 
 
-def config_dtype() -> Any:
-    """The type the kernels are measured in."""
-    import torch
-
-    return torch.bfloat16
-
-
-@bench.command()
 def tune(
     shape: Annotated[str, typer.Option(help="Public checkpoint whose layers are tuned.")] = "llada-8b",
     tokens: TokensOpt = None,

@@ -28,7 +28,7 @@ def run(app: Callable[..., object]) -> int:
         # The reader of our output left (`| head`): not an error, but Python must not complain while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
+    except Exception as error:  # the boundary: whatever went wrong ends as one line and an exit code
         if os.environ.get("DLLM_SPARSE_DEBUG"):
             raise
         message, code = explain(error)

@@ -39,6 +39,9 @@ class Window:
 class FFNRunner(Protocol):
     """Replaces the norm and FFN of every layer in forwards that may be captured."""
 
+    def reset(self) -> None:
+        """A generation begins: forgets what was counted."""
+
     def begin(self, classes: Tensor) -> None:
         """A forward of tokens with these classes [B, T] begins."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from dllm_sparse.engine.forward import FFNRunner, FixedForward
 from dllm_sparse.types import Observer, Step
 
@@ -13,19 +15,17 @@ class StepClock(Observer):
         """A step was launched on the current stream; nothing was waited for."""
 
 
-class GraphableObserver(Observer):
+class GraphableObserver(Observer, ABC):
     """An observer that decoding as graphs can serve: it brings its own FFN in place of hooks on the model."""
 
+    @abstractmethod
     def graph_key(self) -> str | None:
         """Identifies what the FFN does, so that captured steps are reused; None where it needs the plain path."""
-        raise NotImplementedError
 
+    @abstractmethod
     def graph_ffn(self, forward: FixedForward) -> FFNRunner:
         """The FFN of captured forwards."""
-        raise NotImplementedError
 
-    def graph_start(self, ffn: FFNRunner) -> None:
-        """A generation begins; `ffn` is what `graph_ffn` made, now or for an earlier one."""
-
+    @abstractmethod
     def graph_stop(self, ffn: FFNRunner) -> None:
-        """A generation ended: what the FFN counted can be read."""
+        """A generation ended; what `ffn`, made by `graph_ffn` now or for an earlier one, counted can be read."""

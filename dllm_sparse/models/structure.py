@@ -109,7 +109,7 @@ def _probe(parent: nn.Module, projections: list[str], activation: str | None) ->
         with torch.no_grad():
             parent(torch.linspace(-1, 1, features, dtype=weight.dtype, device=_device_of(first, weight))[None, None])
     except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError):
-        return {}
+        return {}  # it wants other arguments or another shape: the layout is then reported as not checked
     finally:
         for handle in handles:
             handle.remove()

@@ -60,8 +60,6 @@ def _decode_as_graphs(
     key = ("autoregressive", tuple(canvas.ids.shape), canvas.padded, ends, fill, masks)
     ffn = masking.graph_ffn if masking else None
     graphs = kept_graphs(lm, key, lambda: AutoregressiveGraphs(lm, canvas, stop, fill, ffn))
-    if masking is not None and graphs.ffn is not None:
-        masking.graph_start(graphs.ffn)
     clocks = [observer for observer in observers if isinstance(observer, StepClock)]
     for observer in clocks:
         observer.on_start(canvas.ids, torch.zeros_like(canvas.ids))

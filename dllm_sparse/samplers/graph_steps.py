@@ -125,6 +125,8 @@ class _Graphs:
         self.commit_step.fill_(-1)
         self.broken.zero_()
         self.index.zero_()
+        if self.ffn is not None:
+            self.ffn.reset()
         self.prompt_length.fill_(canvas.prompt_length)
         if canvas.attention_mask is not None:
             self.begin.copy_((canvas.attention_mask == 0).sum(-1))

@@ -78,6 +78,10 @@ def check_context(lm: LanguageModel, prompt_length: int, gen_length: int) -> Non
         )
 
 
+def _eos(lm: LanguageModel, config: SamplerConfig) -> int | None:
+    return config.eos_token_id if config.eos_token_id is not None else lm.config.eos_token_id
+
+
 def all_ended(canvas: Canvas, config: SamplerConfig, block: int, eos: int | None) -> bool:
     """True once every row holds an EOS in the blocks finished so far; what follows is then filled with EOS."""
     end = canvas.prompt_length + (block + 1) * config.block_length
@@ -100,7 +104,7 @@ class _GraphLoop:
     ) -> None:
         self.clocks = [observer for observer in observers if isinstance(observer, StepClock)]
         self.canvas, self.config, self.masking = canvas, config, masking
-        self.eos = config.eos_token_id if config.eos_token_id is not None else lm.config.eos_token_id
+        self.eos = _eos(lm, config)
         rules = (config.cache, config.block_length, config.threshold, config.factor, config.confidence_dtype)
         key = ("diffusion", tuple(canvas.ids.shape), canvas.padded, rules, masking.graph_key() if masking else None)
         ffn = masking.graph_ffn if masking else None
@@ -111,8 +115,6 @@ class _GraphLoop:
         """Runs all blocks; None where the model chose the mask token, whose position goes on competing later."""
         graphs, canvas, config = self.graphs, self.canvas, self.config
         graphs.load(canvas)
-        if self.masking is not None and graphs.ffn is not None:
-            self.masking.graph_start(graphs.ffn)
         for block in range(config.blocks):
             self._run_block(block)
             if config.stop_at_eos:
@@ -153,7 +155,7 @@ class _Loop:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.forwards = 0
         self.index = 0
-        self.eos = config.eos_token_id if config.eos_token_id is not None else lm.config.eos_token_id
+        self.eos = _eos(lm, config)
         self.eot = config.eot_token_id if config.eot_token_id is not None else lm.config.eot_token_id
         self.cache: KVCache | None = None
         if config.cache != "none":

@@ -70,7 +70,7 @@ class GraphSparseFFN:
         return on_gpu(self.forward.net.embedding.weight)
 
     def reset(self) -> None:
-        """Forgets what was counted."""
+        """A generation begins: forgets what was counted."""
         for total in (self._kept, self._tokens, self._union, self._union_calls, self._call_sparsity, self._calls):
             total.zero_()
 

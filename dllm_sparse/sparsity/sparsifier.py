@@ -95,11 +95,6 @@ class Sparsifier(GraphableObserver):
         """The FFN of captured forwards."""
         return GraphSparseFFN(forward, self.config, always=self.config.backend == "triton")
 
-    def graph_start(self, ffn: FFNRunner) -> None:
-        """A generation begins."""
-        assert isinstance(ffn, GraphSparseFFN)
-        ffn.reset()
-
     def graph_stop(self, ffn: FFNRunner) -> None:
         """A generation ended: takes over its counts."""
         assert isinstance(ffn, GraphSparseFFN)

@@ -146,7 +146,8 @@ def selection() -> None:
             assert torch.equal(out[0, : len(channels)], truth[row, channels])
 
 
-if __name__ == "__main__":
+def check_all() -> None:
+    """Runs every check and prints its name."""
     torch.manual_seed(0)
     for check in (products, layers, attention, choice, selection):
         check()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import dllm_sparse as ds
 from dllm_sparse.kernels.selection import MAX_ROW, can_select, mass_threshold
+from tests.helpers import interpreted
 
 WIDTHS = (1, 63, 300, MAX_ROW + 5)
 
@@ -44,10 +41,7 @@ def check(device: str, widths: tuple[int, ...]) -> None:
 
 def test_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    code = f"from tests.kernels.test_selection import check; check('cpu', {WIDTHS})"
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    interpreted(f"from tests.kernels.test_selection import check; check('cpu', {WIDTHS})")
 
 
 def test_not_used_where_it_cannot_run() -> None:

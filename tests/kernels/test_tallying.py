@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from dllm_sparse.analysis.exploitable import union_counts
 from dllm_sparse.kernels.tallying import LONG, SHORT, can_tally, tally
 from dllm_sparse.types import TokenClass
+from tests.helpers import interpreted
 
 SHAPES = ((1, 1, 5), (3, 7, 20), (2, 32, 33), (3, 70, 20))
 
@@ -35,10 +32,7 @@ def check(device: str, shapes: tuple[tuple[int, int, int], ...]) -> None:
 
 def test_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    code = f"from tests.kernels.test_tallying import check; check('cpu', {SHAPES})"
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    interpreted(f"from tests.kernels.test_tallying import check; check('cpu', {SHAPES})")
 
 
 def test_not_used_where_it_cannot_run() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-_SHAPE = {
+SHAPE = {
     "vocab_size": 96,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -21,19 +21,19 @@ _SHAPE = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-_PLAIN = {key: value for key, value in _SHAPE.items() if key != "num_key_value_heads"}
-_EXPERTS = {**_SHAPE, "num_experts": 6, "num_experts_per_tok": 2}
+_PLAIN = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
+_EXPERTS = {**SHAPE, "num_experts": 6, "num_experts_per_tok": 2}
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {**_SHAPE, "num_key_value_heads": 4}),
-    "gemma3": ("Gemma3", {**_SHAPE, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}),
-    "olmo2": ("Olmo2", _SHAPE),
-    "phi3": ("Phi3", _SHAPE),
-    "phi": ("Phi", _SHAPE),
+    "llama": ("Llama", {**SHAPE, "num_key_value_heads": 4}),
+    "gemma3": ("Gemma3", {**SHAPE, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "olmo2": ("Olmo2", SHAPE),
+    "phi3": ("Phi3", SHAPE),
+    "phi": ("Phi", SHAPE),
     "gpt_neox": ("GPTNeoX", _PLAIN),
     "gpt2": (
         "GPT2",
         {
-            **{key: _SHAPE[key] for key in ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id")},
+            **{key: SHAPE[key] for key in ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id")},
             **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": 128},
         },
     ),

@@ -13,20 +13,8 @@ from torch import Tensor
 import dllm_sparse as ds
 from dllm_sparse.models.families import LLADA_KEYS, LLAMA_KEYS
 from tests.helpers import GOLDEN, left_padded, random_ids
+from tests.models.random_hf import SHAPE
 
-SHAPE = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
