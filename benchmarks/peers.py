@@ -25,7 +25,8 @@ from dllm_sparse.bench.machine import machine
 from dllm_sparse.bench.timing import Timing, time_calls
 from dllm_sparse.files import write_json
 from dllm_sparse.models.families import FAMILIES
-from dllm_sparse.models.loading import expected_slots, random_model
+from dllm_sparse.models.loading import random_model
+from dllm_sparse.models.weights import expected_slots
 
 Run = Callable[[], tuple[Tensor, int]]
 """One generation: ids [B, P + generated] and how many forwards it took."""

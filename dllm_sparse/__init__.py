@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from dllm_sparse.evaluation.options import ScoringOptions
     from dllm_sparse.generation import Generation, generate
     from dllm_sparse.models.hf import wrap
-    from dllm_sparse.models.loading import LanguageModel, load
+    from dllm_sparse.models.language_model import LanguageModel
+    from dllm_sparse.models.loading import load
     from dllm_sparse.report.cett import CettReport, cett_report
     from dllm_sparse.report.compare import Comparison, compare
     from dllm_sparse.report.critical import CriticalReport, critical_sparsity
@@ -53,7 +54,7 @@ _HOMES = {
     "fit_activation_law": "analysis.laws",
     "jaccard": "analysis.masks",
     "effective_rank": "analysis.rank",
-    "LanguageModel": "models.loading",
+    "LanguageModel": "models.language_model",
     "load": "models.loading",
     "wrap": "models.hf",
     "SamplerConfig": "samplers.config",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.autoregressive import decode
 from dllm_sparse.samplers.canvas import Decoded
 from dllm_sparse.samplers.config import SamplerConfig

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dllm_sparse.analysis.heldout import HeldOut
 from dllm_sparse.models.config import TransformerConfig
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.types import Observer, Site, Step, StepContext, StepResult
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_sparse.models.loading import LanguageModel, token_classes
+from dllm_sparse.models.language_model import LanguageModel, token_classes
 from dllm_sparse.samplers.likelihood import stratified_masks
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts

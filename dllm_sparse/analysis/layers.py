@@ -21,7 +21,7 @@ from dllm_sparse.analysis.heldout import HeldOut, LossProbe, evaluate
 from dllm_sparse.analysis.rank import StreamingRank, batch_rank
 from dllm_sparse.analysis.search import Evaluated, next_p
 from dllm_sparse.analysis.values import SiteValues, real_tokens
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.sparsity.config import IDENTITY, SparsityConfig
 from dllm_sparse.sparsity.sparsifier import overriding
 from dllm_sparse.types import Site, StepContext, UsageError

@@ -19,7 +19,7 @@ from torch import Tensor
 from dllm_sparse.analysis.cett_ppl import Calibration, cett_config
 from dllm_sparse.analysis.heldout import HeldOut, evaluate
 from dllm_sparse.analysis.values import SiteValues, real_tokens
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.sparsifier import overriding
 from dllm_sparse.types import Site, SiteName, StepContext

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.analysis.token_reuse import TokenReuse
-from dllm_sparse.models.loading import LanguageModel, rotary_positions
+from dllm_sparse.models.language_model import LanguageModel, rotary_positions
 from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.confidence import pick_by_quota, token_probabilities
 from dllm_sparse.samplers.config import SamplerConfig

@@ -10,7 +10,7 @@ from torch import Tensor
 from dllm_sparse.analysis.recorder import MaskRecorder
 from dllm_sparse.analysis.tallies import MaskCounts
 from dllm_sparse.generation import encode, generate, left_padded
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.sparsifier import sparsify

@@ -17,7 +17,7 @@ from dllm_sparse.analysis.probe import FidelityProbe, Variant
 from dllm_sparse.analysis.tallies import TAUS
 from dllm_sparse.analysis.token_reuse import TokenReuse
 from dllm_sparse.generation import Generation, generate
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.sparsifier import Sparsifier, overriding

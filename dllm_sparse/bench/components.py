@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from dllm_sparse.bench.timing import Stopwatch
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import Transformer
 
 COMPONENTS = ("attention_linears", "attention", "ffn", "head_and_choice", "rest")

@@ -21,7 +21,7 @@ from dllm_sparse.bench.machine import machine, peak_memory, reset_peak_memory
 from dllm_sparse.bench.timing import Stopwatch, Timing
 from dllm_sparse.engine.observing import StepClock
 from dllm_sparse.generation import Generation, generate
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.sparsity.config import SparsityConfig

@@ -12,7 +12,7 @@ from dllm_sparse.cli.opening import open_model
 from dllm_sparse.cli.output import Output
 
 if TYPE_CHECKING:
-    from dllm_sparse.models.loading import LanguageModel
+    from dllm_sparse.models.language_model import LanguageModel
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.sparsity.config import SparsityConfig
 

@@ -14,7 +14,7 @@ from dllm_sparse.cli.prompts import gather_prompts
 
 if TYPE_CHECKING:
     from dllm_sparse.generation import Generation
-    from dllm_sparse.models.loading import LanguageModel
+    from dllm_sparse.models.language_model import LanguageModel
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.sparsity.config import SparsityConfig
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from dllm_sparse.cli.output import Output
 
 if TYPE_CHECKING:
-    from dllm_sparse.models.loading import EngineChoice, LanguageModel
+    from dllm_sparse.models.language_model import LanguageModel
+    from dllm_sparse.models.loading import EngineChoice
 
 
 def open_model(

@@ -15,7 +15,7 @@ from dllm_sparse.types import Observer, Step, StepResult
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dllm_sparse.models.loading import LanguageModel
+    from dllm_sparse.models.language_model import LanguageModel
 
 # From early (blue) to late (yellow): cividis at nine points, readable with any colour vision.
 _COLOURS = ("#00326e", "#2d446d", "#4b566d", "#666970", "#7d7c78", "#979077", "#b3a76d", "#d1c05c", "#f1da3a")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_sparse.models.loading import LanguageModel, rotary_positions
+from dllm_sparse.models.language_model import LanguageModel, rotary_positions
 from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.types import Step, StepContext, TokenClass
 

@@ -14,7 +14,7 @@ from dllm_sparse.evaluation.jobs import DecodeJob
 from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.plans import token_budget
 from dllm_sparse.evaluation.requests import Encoder, Pair
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.types import UsageError
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import dllm_sparse
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 
 # These cannot change a score. A change anywhere else makes every stored point stale, which is the safe side.
 _NO_SCORES = ("bench", "cli", "report", "training")

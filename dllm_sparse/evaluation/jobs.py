@@ -16,7 +16,7 @@ from torch import Tensor
 from dllm_sparse.analysis.exploitable import UnionCounter, ffn_speedup, shares
 from dllm_sparse.evaluation.batches import Batch, score
 from dllm_sparse.evaluation.processes import Processes
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.autoregressive import decode
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.masked_diffusion import denoise

@@ -13,7 +13,7 @@ from dllm_sparse.evaluation.batches import Batch, Rows, pack
 from dllm_sparse.evaluation.copies import masks_and_weights
 from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.requests import Pair
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 
 # One forward's tokens: large enough to fill a GPU, small enough for a CPU's cache; and at most so many logits.
 _CUDA_TOKENS, _CPU_TOKENS = 1 << 17, 1 << 12

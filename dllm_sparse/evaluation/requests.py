@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dllm_sparse.types import UsageError
 
 if TYPE_CHECKING:
-    from dllm_sparse.models.loading import LanguageModel
+    from dllm_sparse.models.language_model import LanguageModel
 
 
 class Pair(NamedTuple):

@@ -19,7 +19,7 @@ from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.plans import plan
 from dllm_sparse.evaluation.processes import Processes
 from dllm_sparse.evaluation.requests import Encoder, Pair
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.types import UsageError

@@ -15,7 +15,7 @@ from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.processes import Processes
 from dllm_sparse.evaluation.scorer import Prepared, Scorer
 from dllm_sparse.evaluation.store import PointStore
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.sparsity.config import IDENTITY, SparsityConfig
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from dllm_sparse.files import atomic_path, write_json, write_text
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.families import FAMILIES
-from dllm_sparse.models.loading import expected_slots
 from dllm_sparse.models.transformer import Transformer
+from dllm_sparse.models.weights import expected_slots
 from dllm_sparse.types import UnsupportedArchitecture
 
 if TYPE_CHECKING:

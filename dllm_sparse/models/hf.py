@@ -15,8 +15,9 @@ from torch import nn
 
 from dllm_sparse.models.config import Activation
 from dllm_sparse.models.hooked import HookedConfig, HookedTransformer
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.layouts import find_ffns
-from dllm_sparse.models.loading import LanguageModel, tokenizer_reader
+from dllm_sparse.models.loading import tokenizer_reader
 from dllm_sparse.types import CheckpointError, UnsupportedArchitecture
 
 DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")

@@ -3,105 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dllm_sparse.models.checkpoint_config import read_config
 from dllm_sparse.models.config import TransformerConfig
-from dllm_sparse.models.families import Family
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.resolve import checkpoint_folder
 from dllm_sparse.models.shapes import shape_config
 from dllm_sparse.models.transformer import Transformer
-from dllm_sparse.types import CheckpointError, Kind, Step, StepContext, TokenClass, UnsupportedArchitecture, UsageError
+from dllm_sparse.models.weights import fill_weights
+from dllm_sparse.types import CheckpointError, Kind, UnsupportedArchitecture, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Engine = Literal["native", "transformers"]
 EngineChoice = Literal["auto", "native", "transformers"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-class LanguageModel:
-    """A transformer with what a user needs around it. `kind` says which loop decodes it.
-
-    `tokenizer` is one, None, or a function that reads it when it is first asked for: importing transformers takes
-    longer than loading a small model.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        kind: Kind,
-        config: TransformerConfig,
-        transformer: Transformer,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        family: str = "",
-        revision: str | None = None,
-        *,
-        read_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
-        engine: Engine = "native",
-    ) -> None:
-        self.name, self.kind, self.config, self.transformer = name, kind, config, transformer
-        self.family, self.revision, self.engine = family, revision, engine
-        self.graphs: tuple[tuple[object, ...], object] | None = None  # captured steps, kept for the next generation
-        self._tokenizer, self._read_tokenizer = tokenizer, read_tokenizer
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer, read on first use; None where the folder has none. Raises CheckpointError if it is broken."""
-        if self._read_tokenizer is not None:
-            self._tokenizer, self._read_tokenizer = self._read_tokenizer(), None
-        return self._tokenizer
-
-    @property
-    def mask_token_id(self) -> int | None:
-        """Id of the mask token; None for an autoregressive model."""
-        return self.config.mask_token_id
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.transformer.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights and of the logits."""
-        return self.transformer.embedding.weight.dtype
-
-    @torch.no_grad()  # not inference_mode: its tensors cannot be changed in place by the caller
-    def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Raw logits [B, L, V] in the model's dtype, no shift, for ids [B, L] int64 and an optional 0/1 mask [B, L]."""
-        ids = ids.to(self.device)
-        mask = None if attention_mask is None else attention_mask.to(self.device)
-        context = StepContext(Step(0, 1), token_classes(ids, mask, self.mask_token_id))
-        positions = None if mask is None or not self.config.causal else rotary_positions(mask)
-        return self.transformer(ids, attention_mask=mask, positions=positions, context=context)  # type: ignore[no-any-return]
-
-
-def token_classes(ids: Tensor, attention_mask: Tensor | None, mask_token_id: int | None) -> Tensor:
-    """Classes [B, L] int8 of a sequence outside any loop: padding, masked, everything else prompt."""
-    classes = torch.full_like(ids, TokenClass.PROMPT, dtype=torch.int8)
-    if mask_token_id is not None:
-        classes[ids == mask_token_id] = TokenClass.MASKED
-    if attention_mask is not None:
-        classes[attention_mask == 0] = TokenClass.PADDING
-    return classes
-
-
-def rotary_positions(attention_mask: Tensor) -> Tensor:
-    """Positions [B, L] that count from the first real token of each row (left padding counts as 0)."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
 def load(
@@ -223,102 +148,6 @@ def _empty_transformer(config: TransformerConfig, device: torch.device, dtype: t
     if config.tied:
         transformer.head.weight = transformer.embedding.weight
     return transformer.requires_grad_(False).eval()
-
-
-def fill_weights(transformer: Transformer, folder: Path, family: Family) -> None:
-    """Copies every tensor of the folder's safetensors into place; each must be expected, present once and in shape."""
-    slots = dict(expected_slots(transformer, family))
-    shared = {_key_of(family, "embedding.weight"), _key_of(family, "head.weight")} if transformer.config.tied else set()
-    read: set[str] = set()
-    extra: list[str] = []
-    for key, tensor in _stored_tensors(folder, transformer.embedding.weight.device):
-        if key not in slots:
-            if not key.endswith("rotary_emb.inv_freq"):  # a buffer some old Llama checkpoints carry; recomputed here
-                extra.append(key)
-            continue
-        slot = slots[key]
-        if tensor.shape != slot.shape:
-            raise CheckpointError(f"{folder}: tensor {key} is {list(tensor.shape)}, expected {list(slot.shape)}")
-        if not tensor.dtype.is_floating_point:
-            raise CheckpointError(f"{folder}: tensor {key} is {tensor.dtype}; quantised weights are not supported")
-        if key in shared and shared & read and not torch.equal(tensor.to(slot.dtype), slot):
-            raise CheckpointError(f"{folder}: {' and '.join(sorted(shared))} differ, but the config ties them")
-        slot.copy_(tensor)
-        read.add(key)
-    optional = shared - {_key_of(family, "embedding.weight")}
-    missing = set(slots) - read - optional
-    if missing or extra:
-        raise CheckpointError(f"{folder}: {_difference(missing, extra)}")
-
-
-def expected_slots(transformer: Transformer, family: Family) -> Iterator[tuple[str, Tensor]]:
-    """(checkpoint key, view of the parameter or of its part) for every tensor this model must find."""
-    config = transformer.config
-    parameters = dict(transformer.named_parameters(remove_duplicate=False))
-    for key, target in family.keys.items():
-        for layer in range(config.layers) if "{i}" in key else (None,):
-            name, _, part = target.replace("{i}", str(layer)).partition("#")
-            if name not in parameters:
-                continue
-            value = parameters[name].data
-            if part:
-                widths = config.qkv_widths if "qkv_proj" in name else (config.ffn_width, config.ffn_width)
-                value = torch.split(value, list(widths))[int(part)]
-            yield key.replace("{i}", str(layer)), value
-
-
-def _key_of(family: Family, parameter: str) -> str:
-    return next(key for key, target in family.keys.items() if target == parameter)
-
-
-def _stored_tensors(folder: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of every shard, one at a time, read straight to the device; a key may occur only once."""
-    seen: set[str] = set()
-    for file in _weight_files(folder):
-        try:
-            with safe_open(file, framework="pt", device=str(device)) as shard:
-                for key in shard.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                    if key in seen:
-                        raise CheckpointError(f"{file}: tensor {key} is stored twice")
-                    seen.add(key)
-                    yield key, shard.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: not a readable safetensors file ({error}); download it again") from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return _indexed_files(index)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
-        if pickles:
-            raise CheckpointError(f"{folder}: only pickle weights ({pickles[0]}); refused, convert to safetensors")
-        raise CheckpointError(f"{folder}: no .safetensors file")
-    return files
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not a safetensors index with a weight_map ({error!r})") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: shard {name!r} is not a .safetensors file beside the index")
-        if not (index.parent / name).exists():
-            raise CheckpointError(f"{index}: shard {name} is missing from the folder")
-    return [index.parent / name for name in names]
-
-
-def _difference(missing: set[str], extra: list[str]) -> str:
-    parts = []
-    for title, keys in (("missing", sorted(missing)), ("unexpected", sorted(extra))):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            parts.append(f"{title} tensors: {', '.join(keys[:3])}{more}")
-    return "; ".join(parts)
 
 
 def tokenizer_reader(folder: Path, kind: Kind) -> Callable[[], PreTrainedTokenizerBase] | None:

@@ -25,7 +25,7 @@ from dllm_sparse.types import UsageError
 
 if TYPE_CHECKING:
     from dllm_sparse.evaluation.options import ScoringOptions
-    from dllm_sparse.models.loading import LanguageModel
+    from dllm_sparse.models.language_model import LanguageModel
     from dllm_sparse.samplers.config import SamplerConfig
 
 SCHEMA = "dllm-sparse/compare@1"

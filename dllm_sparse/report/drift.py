@@ -19,7 +19,7 @@ from dllm_sparse.report.summary import QUESTIONS, summarise
 
 if TYPE_CHECKING:
     from dllm_sparse.analysis.recording import Prompts
-    from dllm_sparse.models.loading import LanguageModel
+    from dllm_sparse.models.language_model import LanguageModel
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.sparsity.config import SparsityConfig
     from dllm_sparse.types import Observers

@@ -12,7 +12,7 @@ from dllm_sparse.analysis.masks import Floats
 from dllm_sparse.analysis.recording import Prompts, Recording
 from dllm_sparse.analysis.reuse import ReuseRow
 from dllm_sparse.models.config import TransformerConfig
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.report.schema import (
     Canvas,
     CurveValues,

@@ -22,7 +22,7 @@ from dllm_sparse.analysis.layers import (
     weight_scores,
 )
 from dllm_sparse.evaluation.texts import bundled_texts
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.report.layer_files import write_layers
 from dllm_sparse.report.stored_probe import StoredProbe, probe_of
 from dllm_sparse.sparsity.config import Sites, SparsityConfig

@@ -10,7 +10,7 @@ from typing import Any
 from dllm_sparse.analysis.heldout import HeldOut, LossProbe, held_out, windows_of
 from dllm_sparse.evaluation.fingerprints import code_fingerprint, git_revision, model_fingerprint, versions
 from dllm_sparse.evaluation.store import PointStore
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.sparsity.config import SparsityConfig
 
 

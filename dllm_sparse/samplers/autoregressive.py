@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.engine.observing import GraphableObserver, StepClock
-from dllm_sparse.models.loading import LanguageModel, rotary_positions
+from dllm_sparse.models.language_model import LanguageModel, rotary_positions
 from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.confidence import choose_tokens, token_probabilities
 from dllm_sparse.samplers.config import SamplerConfig

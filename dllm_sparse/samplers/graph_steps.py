@@ -21,7 +21,7 @@ from dllm_sparse.engine.graphs import Replayed
 from dllm_sparse.engine.observing import GraphableObserver, StepClock
 from dllm_sparse.kernels.cached_attention import Span
 from dllm_sparse.kernels.streaming import choose
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.canvas import Canvas
 from dllm_sparse.samplers.confidence import pick_by_factor, pick_by_rank, pick_by_threshold

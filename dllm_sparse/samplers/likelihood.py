@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_sparse.models.loading import LanguageModel, token_classes
+from dllm_sparse.models.language_model import LanguageModel, token_classes
 from dllm_sparse.types import Step, StepContext, UsageError
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.engine.observing import GraphableObserver, StepClock
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.confidence import (

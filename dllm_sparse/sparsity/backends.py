@@ -15,7 +15,7 @@ from dllm_sparse.kernels.cpu import sparse_matvec
 from dllm_sparse.kernels.dispatch import CPU_MOST_TOKENS, cpu_pays, resolve_backend
 from dllm_sparse.kernels.storage import by_input
 from dllm_sparse.kernels.streaming import Listed, Scratch, can_stream, stream_matmul
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import FeedForward, Tap
 from dllm_sparse.types import BackendUnavailable
 

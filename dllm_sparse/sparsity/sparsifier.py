@@ -15,7 +15,7 @@ from torch import Tensor
 from dllm_sparse.engine.forward import FFNRunner, FixedForward
 from dllm_sparse.engine.observing import GraphableObserver
 from dllm_sparse.kernels.packing import MAX_WIDTH
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import FeedForward, FFNOverride, Tap, TappedFFN
 from dllm_sparse.sparsity.backends import MaskedFFN, sparse_ffn
 from dllm_sparse.sparsity.config import SparsityConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels.reference import rotate
-from dllm_sparse.models.loading import LanguageModel
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import KVCache, rope_tables
 from tests.helpers import left_padded, random_ids, tiny_lm
 

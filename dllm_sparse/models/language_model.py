@@ -1,0 +1,90 @@
+"""A transformer with what a user needs around it: a name, a kind, a tokenizer read when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.models.transformer import Transformer
+from dllm_sparse.types import Kind, Step, StepContext, TokenClass
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Engine = Literal["native", "transformers"]
+
+
+class LanguageModel:
+    """A transformer with what a user needs around it. `kind` says which loop decodes it.
+
+    `tokenizer` is one, None, or a function that reads it when it is first asked for: importing transformers takes
+    longer than loading a small model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        config: TransformerConfig,
+        transformer: Transformer,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        family: str = "",
+        revision: str | None = None,
+        *,
+        read_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
+        engine: Engine = "native",
+    ) -> None:
+        self.name, self.kind, self.config, self.transformer = name, kind, config, transformer
+        self.family, self.revision, self.engine = family, revision, engine
+        self.graphs: tuple[tuple[object, ...], object] | None = None  # captured steps, kept for the next generation
+        self._tokenizer, self._read_tokenizer = tokenizer, read_tokenizer
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer, read on first use; None where the folder has none. Raises CheckpointError if it is broken."""
+        if self._read_tokenizer is not None:
+            self._tokenizer, self._read_tokenizer = self._read_tokenizer(), None
+        return self._tokenizer
+
+    @property
+    def mask_token_id(self) -> int | None:
+        """Id of the mask token; None for an autoregressive model."""
+        return self.config.mask_token_id
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.transformer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and of the logits."""
+        return self.transformer.embedding.weight.dtype
+
+    @torch.no_grad()  # not inference_mode: its tensors cannot be changed in place by the caller
+    def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Raw logits [B, L, V] in the model's dtype, no shift, for ids [B, L] int64 and an optional 0/1 mask [B, L]."""
+        ids = ids.to(self.device)
+        mask = None if attention_mask is None else attention_mask.to(self.device)
+        context = StepContext(Step(0, 1), token_classes(ids, mask, self.mask_token_id))
+        positions = None if mask is None or not self.config.causal else rotary_positions(mask)
+        return self.transformer(ids, attention_mask=mask, positions=positions, context=context)  # type: ignore[no-any-return]
+
+
+def token_classes(ids: Tensor, attention_mask: Tensor | None, mask_token_id: int | None) -> Tensor:
+    """Classes [B, L] int8 of a sequence outside any loop: padding, masked, everything else prompt."""
+    classes = torch.full_like(ids, TokenClass.PROMPT, dtype=torch.int8)
+    if mask_token_id is not None:
+        classes[ids == mask_token_id] = TokenClass.MASKED
+    if attention_mask is not None:
+        classes[attention_mask == 0] = TokenClass.PADDING
+    return classes
+
+
+def rotary_positions(attention_mask: Tensor) -> Tensor:
+    """Positions [B, L] that count from the first real token of each row (left padding counts as 0)."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
