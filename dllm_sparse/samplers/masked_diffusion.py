@@ -15,17 +15,11 @@ from dllm_sparse.engine.observing import GraphableObserver, StepClock
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.canvas import Canvas, Decoded
-from dllm_sparse.samplers.confidence import (
-    choose_tokens,
-    pick_by_factor,
-    pick_by_quota,
-    pick_by_threshold,
-    token_probabilities,
-)
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable, kept_graphs, on_device
 from dllm_sparse.samplers.schedule import transfer_counts
-from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, UsageError
+from dllm_sparse.samplers.steps import Steps, end_of_text
+from dllm_sparse.types import Observers, Step, UsageError
 
 
 @torch.inference_mode()
@@ -78,10 +72,6 @@ def check_context(lm: LanguageModel, prompt_length: int, gen_length: int) -> Non
         )
 
 
-def _eos(lm: LanguageModel, config: SamplerConfig) -> int | None:
-    return config.eos_token_id if config.eos_token_id is not None else lm.config.eos_token_id
-
-
 def all_ended(canvas: Canvas, config: SamplerConfig, block: int, eos: int | None) -> bool:
     """True once every row holds an EOS in the blocks finished so far; what follows is then filled with EOS."""
     end = canvas.prompt_length + (block + 1) * config.block_length
@@ -104,7 +94,7 @@ class _GraphLoop:
     ) -> None:
         self.clocks = [observer for observer in observers if isinstance(observer, StepClock)]
         self.canvas, self.config, self.masking = canvas, config, masking
-        self.eos = _eos(lm, config)
+        self.eos = end_of_text(lm, config)
         rules = (config.cache, config.block_length, config.threshold, config.factor, config.confidence_dtype)
         key = ("diffusion", tuple(canvas.ids.shape), canvas.padded, rules, masking.graph_key() if masking else None)
         ffn = masking.graph_ffn if masking else None
@@ -147,17 +137,11 @@ class _GraphLoop:
                 return
 
 
-class _Loop:
-    """Runs blocks of one canvas. Everything random comes from one seeded CPU generator."""
+class _Loop(Steps):
+    """Runs blocks of one canvas under bidirectional attention."""
 
     def __init__(self, lm: LanguageModel, canvas: Canvas, config: SamplerConfig, observers: Observers) -> None:
-        self.lm, self.canvas, self.config, self.observers = lm, canvas, config, observers
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.forwards = 0
-        self.index = 0
-        self.eos = _eos(lm, config)
-        self.eot = config.eot_token_id if config.eot_token_id is not None else lm.config.eot_token_id
-        self.cache: KVCache | None = None
+        super().__init__(lm, canvas, config, observers)
         if config.cache != "none":
             rows, length = canvas.ids.shape
             rows *= 2 if config.cfg_scale > 0 else 1
@@ -193,80 +177,14 @@ class _Loop:
         eligible = canvas.masked()[:, start:end]
         first = int(eligible.any(0).int().argmax())
         rows = slice(first, end - start)
-        logits = self._forward(step, start, stop, rows)
-        tokens, decided = self._decide(
+        logits = self.forward(step, start, stop, rows)
+        tokens, decided = self.decide(
             logits, step, rows, stop - start, discard_draw=cached and config.cache == "prefix"
         )
         # As wide as the tokens fed: which of equal confidences topk prefers depends on the whole row.
         confidence = decided.new_full((len(decided), stop - start), -torch.inf)
         confidence[:, rows] = torch.where(eligible[:, rows], decided, -torch.inf)
-        picked = self._pick(confidence, quota)[:, rows]
+        picked = self.pick(confidence, quota)[:, rows]
         canvas.commit(picked, tokens, start + first, step)
         if self.observers:
-            self._report(step, confidence, start)
-
-    def _forward(self, step: Step, start: int, stop: int, rows: slice) -> Tensor:
-        """Logits [B, rows, V] of canvas positions start..stop after guidance."""
-        canvas = self.canvas
-        ids, mask, classes = canvas.ids[:, start:stop], canvas.attention_mask, canvas.token_class()[:, start:stop]
-        guided = self.config.cfg_scale > 0
-        if guided:
-            ids = torch.cat((ids, ids.masked_fill(canvas.given[:, start:stop], canvas.mask_id)))
-            classes = classes.repeat(2, 1)
-            mask = mask.repeat(2, 1) if mask is not None else None
-        context = StepContext(step, classes, start, guided)
-        logits: Tensor = self.lm.transformer(
-            ids, start=start, attention_mask=mask, cache=self.cache, rows=rows, context=context
-        )
-        self.forwards += 1
-        if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + (self.config.cfg_scale + 1) * (conditional - unconditional)
-        return logits
-
-    def _decide(
-        self, logits: Tensor, step: Step, rows: slice, fed: int, *, discard_draw: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens and confidences [B, rows]; draws noise for all `fed` positions, as the reference programs do."""
-        config = self.config
-        if config.logits_eos_inf and self.eos is not None:
-            logits[..., self.eos] = -torch.inf
-        uniform = None
-        if config.temperature > 0:
-            shape = (logits.shape[0], fed, logits.shape[-1])
-            for _ in range(2 if discard_draw else 1):
-                uniform = torch.rand(shape, dtype=torch.float64, generator=self.generator)
-            assert uniform is not None
-            uniform = uniform[:, rows].to(logits.device)
-        tokens = choose_tokens(logits, config.temperature, uniform)
-        _check_finite(logits, tokens, step)
-        if config.confidence_eos_eot_inf:
-            # As published: the EOS confidence falls to 0 only at temperature 0.
-            silenced = [self.eot, self.eos if config.temperature == 0 else None]
-            logits[..., [token for token in silenced if token is not None]] = -torch.inf
-        if config.remasking == "random":
-            drawn = torch.rand((logits.shape[0], fed), generator=self.generator)
-            return tokens, drawn[:, rows].to(logits.device)
-        dtype = logits.dtype if config.confidence_dtype == "model" else getattr(torch, config.confidence_dtype)
-        return tokens, token_probabilities(logits, tokens, dtype)
-
-    def _pick(self, confidence: Tensor, quota: list[int] | None) -> Tensor:
-        if quota is not None:
-            return pick_by_quota(confidence, quota)
-        if self.config.threshold is not None:
-            return pick_by_threshold(confidence, self.config.threshold)
-        assert self.config.factor is not None
-        return pick_by_factor(confidence, self.config.factor)
-
-    def _report(self, step: Step, confidence: Tensor, start: int) -> None:
-        whole = torch.full(self.canvas.ids.shape, -torch.inf, device=confidence.device, dtype=confidence.dtype)
-        whole[:, start : start + confidence.shape[1]] = confidence
-        result = StepResult(self.canvas.ids, self.canvas.committed, whole)
-        for observer in self.observers:
-            observer.on_step(step, result)
-
-
-def _check_finite(logits: Tensor, tokens: Tensor, step: Step) -> None:
-    """The largest logit of a position is NaN or +Inf exactly when something went wrong; -Inf is a silenced token."""
-    if not bool(torch.isfinite(logits.gather(-1, tokens.unsqueeze(-1))).all()):
-        raise NonFiniteActivations(f"NaN or Inf in the logits at step {step.index}")
+            self.report(step, confidence, start)
