@@ -6,8 +6,9 @@ so cached forwards, which feed only part of the canvas, count what they fed and 
 of classifier-free guidance (their prompt is masked out) are left out; padding is never counted.
 
 A diffusion model is compared position by position: with the step before (where that step fed the position) and with
-step 0. An autoregressive model sees every position once, so a token is compared with the token before it and with the
-consensus mask of the prompt: the channels the prompt's tokens keep most often, as many as one token keeps.
+the first step that fed it (step 0, unless blocks or canvases enter one by one). One step may feed disjoint windows in
+several forwards. An autoregressive model sees every position once, so a token is compared with the token before it and
+with the consensus mask of the prompt: the channels the prompt's tokens keep most often, as many as one token keeps.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from dllm_sparse.analysis.tallies import (
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.types import Kind, Observer, Site, SiteName, Step, StepContext, TokenClass, UsageError
 
+_NEVER = -2  # below the step before step 0
+
 
 @dataclass(slots=True)
 class _Memory:
@@ -40,7 +43,7 @@ class _Memory:
     keep: Tensor
     values: Tensor
     reference: Tensor
-    seen: Tensor  # [L or 1] int64: the step that last fed each position; -2 for none
+    seen: Tensor  # [L or 1] int64: the step that last fed each position, or _NEVER
     snapshots: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # step -> (first position, masks)
 
 
@@ -84,13 +87,13 @@ class MaskRecorder(Observer):
         values, keep, classes = values[:rows], keep[:rows], context.token_class[:rows].long()
         index = context.step.index
         window = slice(None) if self._causal else slice(context.start, context.start + keep.shape[1])
-        memory = self._remembered(site, values, keep, classes, index)
+        memory = self._remembered(site, values, keep, classes, window, index)
         columns, paired = self._compare(memory, keep, window, index)
         change = relative_change(values, memory.values[:, window])
         for place, tau in enumerate(TAUS):
             columns[..., Column.MOVED + place] = (change > tau) & paired
         tally = self._tally(site, keep, context.step)
-        tally.steps[:, index] = by_class(columns, classes)
+        tally.steps[:, index] += by_class(columns, classes)
         tally.changes[index] += change_histogram(
             change, self._edges.to(change.device), classes, paired.expand_as(change)
         )
@@ -102,16 +105,21 @@ class MaskRecorder(Observer):
         memory.values[:, window] = values[:, -1:] if self._causal else values
         memory.seen[window] = index
 
-    def _remembered(self, site: Site, values: Tensor, keep: Tensor, classes: Tensor, index: int) -> _Memory:
+    def _remembered(
+        self, site: Site, values: Tensor, keep: Tensor, classes: Tensor, window: slice, index: int
+    ) -> _Memory:
         if site not in self._memory:
             length = 1 if self._causal else self._length
             shape = (keep.shape[0], length, keep.shape[-1])
             masks, old_values = keep.new_zeros(shape), values.new_zeros(shape)
-            seen = torch.full((length,), -2, device=keep.device)
+            seen = torch.full((length,), _NEVER, device=keep.device)
             self._memory[site] = _Memory(masks, old_values, masks.clone(), seen)
         memory = self._memory[site]
-        if index == 0:
-            memory.reference = consensus_mask(keep, classes == TokenClass.PROMPT) if self._causal else keep.clone()
+        if self._causal and index == 0:
+            memory.reference = consensus_mask(keep, classes == TokenClass.PROMPT)
+        elif not self._causal:
+            new = (memory.seen[window] == _NEVER)[:, None]
+            memory.reference[:, window] = torch.where(new, keep, memory.reference[:, window])
         return memory
 
     def _compare(self, memory: _Memory, keep: Tensor, window: slice, index: int) -> tuple[Tensor, Tensor]:
@@ -134,6 +142,8 @@ class MaskRecorder(Observer):
         if not self._causal:
             begin = self._length - self._gen_length + context.step.block * self._block_length - context.start
             end = begin + self._block_length
+            if end > keep.shape[1]:
+                return  # a forward of what lies before the block
         region, valid = keep[:, begin:end], classes[:, begin:end] != TokenClass.PADDING
         sizes = [size for size in WINDOW_SIZES if size <= end - begin]
         for place, (kept, windows) in enumerate(window_unions(region, valid, sizes)):
@@ -161,7 +171,7 @@ class MaskRecorder(Observer):
             begin, end = max(start, first), min(start + keep.shape[1], first + masks.shape[1])
             now = keep[:, begin - start : end - start]
             columns = overlap(now, count_kept(now), masks[:, begin - first : end - first])
-            table[:, place] = by_class(columns, classes[:, begin - start : end - start])
+            table[:, place] += by_class(columns, classes[:, begin - start : end - start])
         memory.snapshots = {at: kept for at, kept in memory.snapshots.items() if index - at < max(self._deltas)}
         if index % self._every == 0:
             memory.snapshots[index] = (start, (keep[:, -1:] if self._causal else keep).clone())
