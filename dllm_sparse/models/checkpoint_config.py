@@ -75,6 +75,8 @@ def _complete(values: dict[str, Any], raw: dict[str, Any], family: Family, path:
             values.setdefault(name, default)
     values.setdefault("head_dim", values["width"] // values["heads"])
     _check_positive(values, ("kv_heads", "head_dim"), family, path)
+    if values.get("block_length") is not None:
+        _check_positive(values, ("block_length",), family, path)
     if values["heads"] % values["kv_heads"]:
         raise CheckpointError(f"{path}: {values['heads']} heads cannot share {values['kv_heads']} key/value heads")
     activation = _ACTIVATION_NAMES.get(values.get("activation", "silu"), values.get("activation", "silu"))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Attention = Literal["bidirectional", "causal", "block_causal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,9 @@ class TransformerConfig:
     """A pre-norm GLU transformer: the facts that differ between LLaDA, Dream, Llama, Mistral, Qwen and SmolLM.
 
     Widths are in features, `max_positions` in tokens. `causal=False` is the bidirectional attention of a
-    masked-diffusion model. `logit_shift` is 1 where position i predicts token i+1 in a diffusion model (Dream).
+    masked-diffusion model; with `block_length` it is block-causal: the tokens of a block, counted from the row's first
+    token, see each other and every block before (block diffusion). `logit_shift` is 1 where position i predicts
+    token i+1 in a diffusion model (Dream).
     """
 
     vocab_size: int
@@ -36,6 +39,7 @@ class TransformerConfig:
     ffn_width: int
     max_positions: int
     causal: bool
+    block_length: int | None = None
     activation: Activation = "silu"
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
@@ -52,6 +56,13 @@ class TransformerConfig:
     eot_token_id: int | None = None
     pad_token_id: int | None = None
     stop_token_ids: tuple[int, ...] = ()  # ends of text besides eos_token_id (Llama 3.1 has three)
+
+    @property
+    def attention(self) -> Attention:
+        """Which tokens a token sees."""
+        if self.causal:
+            return "causal"
+        return "bidirectional" if self.block_length is None else "block_causal"
 
     @property
     def qkv_widths(self) -> tuple[int, int, int]:

@@ -111,6 +111,11 @@ LLAMA_FIELDS: Mapping[str, str] = MappingProxyType(
 )
 
 
+SDAR_FIELDS: Mapping[str, str] = MappingProxyType(
+    {**LLAMA_FIELDS, "mask_token_id": "mask_token_id", "block_length": "block_size"}
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """How one `model_type` is read. `fixed` overrides config fields, `must_be` lists the only values supported."""
@@ -166,6 +171,16 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             defaults={"head_dim": 128},
             must_be={"use_sliding_window": (False,)},
         ),
+        "sdar": Family(
+            name="SDAR",
+            kind="diffusion",
+            fields=SDAR_FIELDS,
+            keys=LLAMA_KEYS,
+            fixed={"qk_norm": True},
+            # The chat checkpoints name neither; a config that does wins.
+            defaults={"head_dim": 128, "mask_token_id": 151669, "block_length": 4},
+            must_be={"use_sliding_window": (False,)},
+        ),
     }
 )
 
@@ -192,6 +207,9 @@ ALIASES: Mapping[str, Alias] = MappingProxyType(
         "llama-3.1-8b-instruct": Alias("meta-llama/Llama-3.1-8B-Instruct", "llama", 8.03),
         "llama-3.2-1b": Alias("meta-llama/Llama-3.2-1B", "llama", 1.24),
         "llama-3.2-3b": Alias("meta-llama/Llama-3.2-3B", "llama", 3.21),
+        "sdar-1.7b-chat": Alias("JetLM/SDAR-1.7B-Chat", "sdar", 1.721),
+        "sdar-4b-chat": Alias("JetLM/SDAR-4B-Chat", "sdar", 4.022),
+        "sdar-8b-chat": Alias("JetLM/SDAR-8B-Chat", "sdar", 8.191),
         "smollm2-135m": Alias("HuggingFaceTB/SmolLM2-135M", "llama", 0.1345),
         "smollm2-360m": Alias("HuggingFaceTB/SmolLM2-360M", "llama", 0.3618),
         "smollm2-1.7b": Alias("HuggingFaceTB/SmolLM2-1.7B", "llama", 1.711),

@@ -1,4 +1,4 @@
-"""ONE transformer for every native family: bidirectional or causal, with or without a KV cache.
+"""ONE transformer for every native family: bidirectional, causal or block-causal, with or without a KV cache.
 
 A masked-diffusion model and its autoregressive baseline run the same code, so a comparison compares models.
 Shapes: B rows, T tokens of this forward, S cached length, D width, F FFN width, V vocabulary.
@@ -266,18 +266,20 @@ class Transformer(nn.Module):
         """Logits [B, rows, V] for ids [B, T] that sit at canvas positions start .. start+T.
 
         `attention_mask` [B, S] marks real tokens (1) and padding (0) over all positions attended to: S = start+T for
-        a causal model, the cache's length for a bidirectional one. `positions` [B, T] overrides the rotary positions
-        (default: canvas positions). `rows` selects which tokens need logits: a slice of the T tokens of each row, or
-        flat indices [N] into B * T, and then the logits are [N, V].
+        a causal or block-causal model, the cache's length for a bidirectional one. `positions` [B, T] overrides the
+        rotary positions (default: canvas positions). `rows` selects which tokens need logits: a slice of the T tokens
+        of each row, or flat indices [N] into B * T, and then the logits are [N, V].
         """
         tokens = ids.shape[1]
-        visible = start + tokens if self.config.causal or cache is None else cache.length
+        visible = start + tokens
+        if self.config.attention == "bidirectional" and cache is not None:
+            visible = cache.length
         if positions is None:
             positions = torch.arange(start, start + tokens, device=ids.device)[None]
         self._frequencies = self._frequencies.to(ids.device)
         cos, sin = rope_tables(self._frequencies, positions)
         rope = (cos.unsqueeze(1), sin.unsqueeze(1))
-        bias = attention_bias(attention_mask, start, tokens, visible, self.config.causal, ids.device)
+        bias = attention_bias(self.config, attention_mask, start, tokens, visible, ids.device)
         x = self.embedding(ids)
         for block in self.blocks:
             x = block(x, rope, bias, start, visible, cache, context)
@@ -287,18 +289,30 @@ class Transformer(nn.Module):
 
 
 def attention_bias(
-    attention_mask: Tensor | None, start: int, tokens: int, visible: int, causal: bool, device: torch.device
+    config: TransformerConfig,
+    attention_mask: Tensor | None,
+    start: int,
+    tokens: int,
+    visible: int,
+    device: torch.device,
 ) -> Tensor | None:
-    """Bool mask [B or 1, 1, T, S], True where a key is seen; None where plain (causal) attention is already right."""
-    padded = attention_mask is not None and not bool(attention_mask.all())
-    if not causal:
-        return attention_mask[:, None, None, :visible].bool() if padded and attention_mask is not None else None
-    if not padded and (start == 0 or tokens == 1):
+    """Bool mask [B or 1, 1, T, S], True where a key is seen; None where plain (causal) attention is already right.
+
+    Block-causal attention is causal attention between blocks. A padded row's blocks begin at its first real token.
+    """
+    real = None if attention_mask is None or bool(attention_mask.all()) else attention_mask[:, :visible]
+    if config.attention == "bidirectional":
+        return None if real is None else real[:, None, None].bool()
+    length = config.block_length or 1
+    whole = tokens == 1 or start == 0 if config.causal else start // length == (visible - 1) // length
+    if real is None and whole:
         return None
-    queries = torch.arange(start, start + tokens, device=device)[:, None]
-    keys = torch.arange(visible, device=device)[None]
-    seen = (keys <= queries)[None, None]
-    if padded and attention_mask is not None:
+    places = torch.arange(visible, device=device)
+    rank = places[None] if real is None else real.cumsum(-1) - 1
+    block = rank.clamp_min(0) // length
+    queries = slice(start, start + tokens)
+    seen = block[:, None, None] <= block[:, None, queries, None]
+    if real is not None:
         # A padding query sees itself, or its softmax would have no entry at all.
-        seen = seen & attention_mask[:, None, None, :visible].bool() | (keys == queries)
+        seen = seen & real[:, None, None].bool() | (places == places[queries, None])
     return seen
