@@ -6,16 +6,21 @@ D model width, F FFN width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SiteName = Literal["input", "up", "gate", "intermediate"]
-"""Where a mask is taken: FFN input x, up = W_u x, gate = sigma(W_g x), intermediate = gate * up (arXiv 2509.00454)."""
+SiteName = Literal["attention_input", "attention_output", "input", "gate", "up", "intermediate"]
+"""Where a mask is taken, in the order of the computation.
+
+In the FFN (arXiv 2509.00454): input x, gate = sigma(W_g x), up = W_u x, intermediate = gate * up. Beyond the paper:
+attention_input is what the query, key and value projections share, attention_output what the output projection reads.
+"""
+ATTENTION_SITES: tuple[SiteName, ...] = ("attention_input", "attention_output")
 
 Kind = Literal["diffusion", "autoregressive"]
 
@@ -26,6 +31,11 @@ class Site(NamedTuple):
     layer: int
     name: SiteName
     expert: int = -1
+
+
+def in_order(names: Iterable[SiteName]) -> list[SiteName]:
+    """Site names in the order of the computation, each once."""
+    return sorted(set(names), key=get_args(SiteName).index)
 
 
 class TokenClass(IntEnum):

@@ -12,7 +12,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from dllm_sparse.types import Kind, Site, SiteName, TokenClass, UsageError
+from dllm_sparse.types import Kind, Site, SiteName, TokenClass, UsageError, in_order
 
 WINDOW_SIZES = (1, 2, 4, 8, 16, 32)
 """Numbers of neighbouring tokens whose masks are united; behind them comes the whole block (or prompt)."""
@@ -134,7 +134,7 @@ class MaskCounts:
     @property
     def site_names(self) -> list[SiteName]:
         """Names of the recorded sites, in the order of the computation."""
-        return sorted({site.name for site in self.sites}, key=("input", "gate", "up", "intermediate").index)
+        return in_order(site.name for site in self.sites)
 
     @property
     def layers(self) -> list[int]:

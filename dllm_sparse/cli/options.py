@@ -37,8 +37,8 @@ POpt = Annotated[
     float, typer.Option("--p", help="The rule's knob: kept L1 mass for top_p. 1 is dense.", rich_help_panel=_SPARSITY)
 ]
 SitesOpt = Annotated[
-    Literal["input", "up", "gate", "intermediate", "all_inputs"],
-    typer.Option(help="Which FFN activations are masked.", rich_help_panel=_SPARSITY),
+    Literal["input", "up", "gate", "intermediate", "all_inputs", "all_linear"],
+    typer.Option(help="What is masked; all_linear: also what attention projections read.", rich_help_panel=_SPARSITY),
 ]
 RuleOpt = Annotated[
     Literal["top_p", "top_k", "max_p", "threshold"],

@@ -28,7 +28,11 @@ TasksOpt = Annotated[
 ]
 SweepSitesOpt = Annotated[
     list[str],
-    typer.Option("--sites", help="input, up, gate, intermediate, all_inputs, or all.", rich_help_panel=_SWEEP),
+    typer.Option(
+        "--sites",
+        help="input, up, gate, intermediate, all_inputs, all_linear; all: the first 5.",
+        rich_help_panel=_SWEEP,
+    ),
 ]
 GridOpt = Annotated[
     str | None,

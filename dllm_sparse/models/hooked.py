@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.models.hooked_attention import HookedAttention
 from dllm_sparse.models.hooked_experts import HookedExperts
 from dllm_sparse.models.hooked_ffn import HookedFFN, aligned
 from dllm_sparse.models.layouts import Found
@@ -55,6 +56,7 @@ class HookedTransformer(Transformer):
         self._hooked: list[HookedFFN | HookedExperts] = [
             HookedFFN(self, ffn) if ffn.experts is None else HookedExperts(self, ffn) for ffn in found.ffns
         ]
+        self._attentions: list[HookedAttention] | None = None
         self._context: StepContext | None = None
         self._accepted = inspect.signature(model.forward).parameters
 
@@ -62,6 +64,14 @@ class HookedTransformer(Transformer):
     def ffns(self) -> Sequence[Any]:
         """The FFNs, in the order of the layers; a layer with shared experts has two."""
         return self._hooked
+
+    @property
+    def attentions(self) -> Sequence[Any]:
+        """The attention of every layer, found when first asked for: only some sites need it."""
+        if self._attentions is None:
+            blocks = {ffn.layer: ffn.root for ffn in self.found.ffns}
+            self._attentions = [HookedAttention(self, layer, block) for layer, block in sorted(blocks.items())]
+        return self._attentions
 
     @property
     def embedding(self) -> Any:  # type: ignore[override]

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, D width, F FFN width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dllm_sparse.models.layouts import FoundFFN
 from dllm_sparse.models.structure import Layout
-from dllm_sparse.models.transformer import Tap, TappedFFN
-from dllm_sparse.types import SiteName, StepContext, UsageError
+from dllm_sparse.models.transformer import Tap, Tapped
+from dllm_sparse.types import ATTENTION_SITES, SiteName, StepContext, UsageError
 
 if TYPE_CHECKING:
     from dllm_sparse.models.hooked import HookedTransformer
@@ -27,13 +27,13 @@ class Tapper(Protocol):
 
     dense_gate: bool
 
-    def tap(self, ffn: TappedFFN, context: StepContext, expert: int = -1) -> Tap:
-        """The tap of one FFN (or expert) in one forward."""
+    def tap(self, module: Tapped, context: StepContext, expert: int = -1) -> Tap:
+        """The tap of one module (or expert) in one forward."""
         ...
 
 
 class HookedModule:
-    """What dense and expert FFNs share: the override that hooks are installed for."""
+    """What FFNs, experts and attentions share: the override that hooks are installed for."""
 
     def __init__(self, network: HookedTransformer, layer: int) -> None:
         self.network, self.layer = network, layer
@@ -58,7 +58,29 @@ class HookedModule:
         self.listening = override
 
     def install(self, override: Tapper) -> None:
-        raise NotImplementedError  # each kind of FFN has its own
+        raise NotImplementedError  # each kind has its own
+
+    def before(self, module: nn.Module, site: SiteName) -> None:
+        """Passes what a module is given through the tap."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if args:
+                return (self.tapped(site, args[0]), *args[1:]), kwargs
+            name = next(iter(kwargs))
+            return args, {**kwargs, name: self.tapped(site, kwargs[name])}
+
+        self.undo.append(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def tapped(self, site: SiteName, values: Tensor) -> Tensor:
+        """The values a tap makes of [B, T, n]; some models flatten rows and tokens."""
+        assert self.listening is not None
+        context = self.network.context_for(values.device)
+        shaped = values.reshape(*context.token_class.shape, values.shape[-1])
+        return self.listening.tap(self, context)(site, shaped).reshape(values.shape)
+
+    def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
+        """L2 norm [n] fp32 of the weight column each value of a site meets."""
+        raise NotImplementedError
 
 
 class HookedFFN(HookedModule):
@@ -73,9 +95,7 @@ class HookedFFN(HookedModule):
     def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
         """L2 norm [n] fp32 of the weight column each value of a site meets."""
         paths = (self.layout.gate, self.layout.first) if site == "input" else (self.layout.down,)
-        squares = sum(_column_squares(self.root.get_submodule(path)) for path in paths if path is not None)
-        assert isinstance(squares, Tensor)
-        return squares.sqrt()
+        return column_norms(self.root.get_submodule(path) for path in paths if path is not None)
 
     def down(self, intermediate: Tensor) -> Tensor:
         """The output [..., D] fp32 that intermediate values [..., F] make, without the bias."""
@@ -86,7 +106,7 @@ class HookedFFN(HookedModule):
 
     def install(self, override: Tapper) -> None:
         wanted = getattr(override, "site_names", self.layout.sites)
-        if missing := [name for name in wanted if name not in self.layout.sites]:
+        if missing := [name for name in wanted if name not in (*self.layout.sites, *ATTENTION_SITES)]:
             raise UsageError(
                 f"{self.network.config.architecture} has no site {missing[0]!r} ({self.layout}); "
                 f"it has {', '.join(self.layout.sites)}"
@@ -94,38 +114,28 @@ class HookedFFN(HookedModule):
         into = self.layout.first if override.dense_gate and self.layout.gate else self.layout.module
         if override.dense_gate and self.layout.fused:
             raise UsageError("gate_input='dense' needs separate gate and up projections; here they are one matrix")
-        self._before(into, "input")
-        self._before(self.layout.down, "intermediate")
+        self.before(self.root.get_submodule(into), "input")
+        self.before(self.root.get_submodule(self.layout.down), "intermediate")
         if self.layout.gated:
             self._after(self.layout.first, "up")
         if self.layout.gated and self.layout.activation is not None:
             self._after(self.layout.activation, "gate")
 
-    def _before(self, path: str, site: SiteName) -> None:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            if args:
-                return (self._tapped(site, args[0]), *args[1:]), kwargs
-            name = next(iter(kwargs))
-            return args, {**kwargs, name: self._tapped(site, kwargs[name])}
-
-        handle = self.root.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
-        self.undo.append(handle.remove)
-
     def _after(self, path: str, site: SiteName) -> None:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             if site == "up" and self.layout.fused:
                 gate, up = output.chunk(2, dim=-1)
-                return torch.cat((gate, self._tapped(site, up)), dim=-1)
-            return self._tapped(site, output)
+                return torch.cat((gate, self.tapped(site, up)), dim=-1)
+            return self.tapped(site, output)
 
         self.undo.append(self.root.get_submodule(path).register_forward_hook(hook).remove)
 
-    def _tapped(self, site: SiteName, values: Tensor) -> Tensor:
-        """The values a tap makes of [B, T, n]; some models flatten rows and tokens."""
-        assert self.listening is not None
-        context = self.network.context_for(values.device)
-        shaped = values.reshape(*context.token_class.shape, values.shape[-1])
-        return self.listening.tap(self, context)(site, shaped).reshape(values.shape)
+
+def column_norms(projections: Iterable[nn.Module]) -> Tensor:
+    """L2 norm [in] fp32 of the columns of projections that read the same values."""
+    squares = sum(_column_squares(module) for module in projections)
+    assert isinstance(squares, Tensor)
+    return squares.sqrt()
 
 
 def _column_squares(module: nn.Module) -> Tensor:

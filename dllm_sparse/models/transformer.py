@@ -18,11 +18,11 @@ from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.types import SiteName, StepContext
 
 Tap = Callable[[SiteName, Tensor], Tensor]
-"""Sees the values at a site and returns what the FFN goes on with."""
+"""Sees the values at a site and returns what the layer goes on with."""
 
 
-class TappedFFN(Protocol):
-    """What a tap may ask of the FFN it listens to, whichever engine runs it."""
+class Tapped(Protocol):
+    """What a tap may ask of the module it listens to, whichever engine runs it."""
 
     @property
     def layer(self) -> int:
@@ -32,6 +32,10 @@ class TappedFFN(Protocol):
     def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
         """L2 norm [n] fp32 of the weight column each value of a site meets."""
         ...
+
+
+class TappedFFN(Tapped, Protocol):
+    """A tapped FFN also says what its values are worth in the output."""
 
     def down(self, intermediate: Tensor) -> Tensor:
         """The output [..., D] fp32 that intermediate values [..., F] make, without the bias."""
@@ -43,6 +47,14 @@ Product = Callable[[nn.Linear, Tensor], Tensor]
 
 FFNOverride = Callable[["FeedForward", Tensor, StepContext | None], Tensor]
 """Replaces the dense FFN of one layer: (ffn, x [B, T, D], context) -> [B, T, D]."""
+
+
+class AttentionOverride(Protocol):
+    """Replaces the projections of one layer's attention."""
+
+    def project(self, attention: Attention, site: SiteName, values: Tensor, context: StepContext | None) -> Tensor:
+        """The projection behind a site on its values [B, T, n] -> [B, T, N]."""
+        ...
 
 
 class RMSNorm(nn.Module):
@@ -111,7 +123,10 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with grouped keys and values; the three input projections are one matrix."""
+    """Multi-head attention with grouped keys and values; the three input projections are one matrix.
+
+    `override`, when set, computes both projections instead, as in `FeedForward`.
+    """
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
@@ -121,6 +136,16 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.override: AttentionOverride | None = None
+
+    def projection(self, site: SiteName) -> nn.Linear:
+        """What reads the values of a site."""
+        return self.qkv_proj if site == "attention_input" else self.o_proj
+
+    def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
+        """L2 norm [n] fp32 of the weight column each value of a site meets."""
+        norms: Tensor = self.projection(site).weight.float().norm(dim=0)
+        return norms
 
     def forward(
         self,
@@ -130,13 +155,13 @@ class Attention(nn.Module):
         start: int,
         visible: int,
         cache: KVCache | None,
+        context: StepContext | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]; `bias` is a bool mask broadcastable to [B, heads, T, S], True where a key is seen."""
         batch, tokens, _ = x.shape
-        widths = self.config.qkv_widths
-        query, key, value = (
-            part.view(batch, tokens, -1, self.config.head_dim) for part in self.qkv_proj(x).split(widths, dim=-1)
-        )
+        heads = self._project("attention_input", x, context).view(batch, tokens, -1, self.config.head_dim)
+        counts = [self.config.heads, self.config.kv_heads, self.config.kv_heads]
+        query, key, value = torch.split(heads, counts, dim=2)
         if self.config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
@@ -146,7 +171,12 @@ class Attention(nn.Module):
         causal = self.config.causal and bias is None and tokens > 1
         grouped = self.config.kv_heads != self.config.heads
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal, enable_gqa=grouped)
-        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, tokens, -1))
+        return self._project("attention_output", y.transpose(1, 2).reshape(batch, tokens, -1), context)
+
+    def _project(self, site: SiteName, values: Tensor, context: StepContext | None) -> Tensor:
+        if self.override is not None:
+            return self.override.project(self, site, values, context)
+        out: Tensor = self.projection(site)(values)
         return out
 
 
@@ -218,7 +248,7 @@ class Block(nn.Module):
         context: StepContext | None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        x = x + self.attention(self.attention_norm(x), rope, bias, start, visible, cache)
+        x = x + self.attention(self.attention_norm(x), rope, bias, start, visible, cache, context)
         x = x + self.ffn(self.ffn_norm(x), context)
         return x
 
@@ -242,6 +272,11 @@ class Transformer(nn.Module):
     def ffns(self) -> Sequence[FeedForward]:
         """The FFN of every layer, in order."""
         return [block.ffn for block in self.blocks]  # type: ignore[misc]
+
+    @property
+    def attentions(self) -> Sequence[Attention]:
+        """The attention of every layer, in order."""
+        return [block.attention for block in self.blocks]  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:

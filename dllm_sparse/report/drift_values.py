@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from dllm_sparse.analysis.drift import Curve, Lag, Similarity, Statistics, Union, ratio
-from dllm_sparse.analysis.exploitable import ffn_speedup
+from dllm_sparse.analysis.exploitable import ffn_speedup, weights_saved
 from dllm_sparse.analysis.masks import Floats
 from dllm_sparse.analysis.recording import Prompts, Recording
 from dllm_sparse.analysis.reuse import ReuseRow
@@ -123,13 +123,12 @@ def _union(union: Union) -> UnionValues:
 
 def _exploitable(unions: Sequence[Union], config: TransformerConfig) -> list[Exploitable]:
     """Best possible speed-ups at each T, all layers pooled. A forward also reads attention, norms and the head."""
-    ffn = 3 * config.layers * config.width * config.ffn_width
     # A lookup reads one row of an untied embedding per token; a tied one is read whole, as the head.
     forward = config.parameters - (0 if config.tied else config.vocab_size * config.width)
     found: list[Exploitable] = []
     for tokens in dict.fromkeys(union.tokens for union in unions):
-        speedup = ffn_speedup({union.site: 1 - union.density for union in unions if union.tokens == tokens})
-        saved = ffn * (1 - 1 / speedup)
+        skippable: dict[str, float] = {union.site: 1 - union.density for union in unions if union.tokens == tokens}
+        speedup, saved = ffn_speedup(skippable), weights_saved(config, skippable)
         found.append(
             {
                 "tokens": tokens,

@@ -18,7 +18,8 @@ from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.sparsity.config import Sites, SparsityConfig
 from dllm_sparse.types import UsageError
 
-ALL_SITES: tuple[Sites, ...] = get_args(Sites)
+PAPER_SITES: tuple[Sites, ...] = ("input", "up", "gate", "intermediate", "all_inputs")
+KNOWN_SITES: tuple[Sites, ...] = get_args(Sites)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +100,10 @@ def chosen_sites(sites: str | Sequence[str]) -> list[Sites]:
     """One site, several, or `all` for the paper's five; order kept, each once."""
     asked = [sites] if isinstance(sites, str) else list(sites)
     if asked == ["all"]:
-        return list(ALL_SITES)
+        return list(PAPER_SITES)
     for site in asked:
-        if site not in ALL_SITES:
-            raise UsageError(f"site {site!r} is unknown; allowed: {', '.join(ALL_SITES)}, or all")
+        if site not in KNOWN_SITES:
+            raise UsageError(f"site {site!r} is unknown; allowed: {', '.join(KNOWN_SITES)}, or all")
     if not asked:
         raise UsageError("no site given; try all_inputs")
     return list(dict.fromkeys(asked))  # type: ignore[arg-type]

@@ -1,12 +1,10 @@
-"""What computes one layer's FFN once its masks are known: the dense product of masked values, or one that skips them.
+"""What computes with masked values: their dense products, or products that skip what was masked.
 
-To add a backend: a class with `SparseFFN`'s two members, a name in `sparsity/config.py`'s `Backend` and a line in
+To add a backend: a subclass of `MaskedFFN`, a name in `sparsity/config.py`'s `Backend` and a line in
 `sparse_ffn`. It is called once per layer and forward, and must give what `MaskedFFN` gives up to rounding.
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,28 +18,25 @@ from dllm_sparse.models.transformer import FeedForward, Tap
 from dllm_sparse.types import BackendUnavailable
 
 
-class SparseFFN(Protocol):
-    """Computes one FFN. `tap` masks (and counts, and shows) the values of a site: call it at every site, in order."""
+class MaskedFFN:
+    """The plain twin of every backend: dense products of masked values."""
 
     @property
     def name(self) -> str:
         """What ran, for reports."""
+        return "reference"
 
     def __call__(self, ffn: FeedForward, x: Tensor, tap: Tap, *, dense_gate: bool) -> Tensor:
-        """[B, T, D] -> [B, T, D]; with `dense_gate` the gate projection sees x unmasked."""
+        """One FFN, [B, T, D] -> [B, T, D], whose sites pass through `tap`; `dense_gate`: the gate sees x unmasked."""
+        return ffn.tapped(x, tap, dense_gate=dense_gate, product=self.product)
+
+    def product(self, linear: nn.Linear, values: Tensor) -> Tensor:
+        """A linear layer on masked values [B, T, K] -> [B, T, N]."""
+        out: Tensor = linear(values)
+        return out
 
 
-class MaskedFFN:
-    """The plain twin of every backend: dense products of masked values."""
-
-    name = "reference"
-
-    def __call__(self, ffn: FeedForward, x: Tensor, tap: Tap, *, dense_gate: bool) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        return ffn.tapped(x, tap, dense_gate=dense_gate)
-
-
-class CpuFFN:
+class CpuFFN(MaskedFFN):
     """Skips the zeros of up to 4 tokens; the dense product does the rest (prefill, blocks, values with few zeros).
 
     `always` skips wherever there is a zero; otherwise only where the measured rule says that it pays.
@@ -56,15 +51,11 @@ class CpuFFN:
         """ "cpu" once a product skipped something, or where that was asked for."""
         return "cpu" if self._always or self._skipped else "reference"
 
-    def __call__(self, ffn: FeedForward, x: Tensor, tap: Tap, *, dense_gate: bool) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        return ffn.tapped(x, tap, dense_gate=dense_gate, product=self._product)
-
-    def _product(self, linear: nn.Linear, values: Tensor) -> Tensor:
+    def product(self, linear: nn.Linear, values: Tensor) -> Tensor:
+        """A linear layer on masked values [B, T, K] -> [B, T, N]."""
         rows = values.flatten(0, -2)
         if len(rows) > CPU_MOST_TOKENS or not self._skips(linear, rows):
-            out: Tensor = linear(values)
-            return out
+            return super().product(linear, values)
         self._skipped = True
         out = sparse_matvec(rows, by_input(linear))
         if linear.bias is not None:
@@ -79,28 +70,27 @@ class CpuFFN:
         return cpu_pays(kept, len(rows), *size, rows.dtype, torch.get_num_threads())
 
 
-class TritonFFN:
+class TritonFFN(MaskedFFN):
     """Skips the channels that no token of a short forward kept, by the GPU's list kernel, whatever made the masks.
 
     For forwards outside captured steps: finding the list waits for the device, which decoding as graphs does not.
     """
 
-    name = "triton"
-
     def __init__(self, device: torch.device) -> None:
         self._scratch = Scratch(device)
 
-    def __call__(self, ffn: FeedForward, x: Tensor, tap: Tap, *, dense_gate: bool) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        return ffn.tapped(x, tap, dense_gate=dense_gate, product=self._product)
+    @property
+    def name(self) -> str:
+        """What ran, for reports."""
+        return "triton"
 
-    def _product(self, linear: nn.Linear, values: Tensor) -> Tensor:
+    def product(self, linear: nn.Linear, values: Tensor) -> Tensor:
+        """A linear layer on masked values [B, T, K] -> [B, T, N]."""
         rows = values.flatten(0, -2)
         weight = by_input(linear)
         kept = (rows != 0).any(0).nonzero().flatten()
         if not can_stream(rows, weight) or len(kept) == rows.shape[1]:
-            out: Tensor = linear(values)
-            return out
+            return super().product(linear, values)
         packed = torch.empty_like(rows)
         packed[:, : len(kept)] = rows[:, kept]
         index = torch.zeros(rows.shape[1], dtype=torch.int32, device=rows.device)
@@ -109,7 +99,7 @@ class TritonFFN:
         return stream_matmul(listed, weight, self._scratch, bias=linear.bias).view(*values.shape[:-1], -1)
 
 
-def sparse_ffn(backend: str, lm: LanguageModel) -> SparseFFN:
+def sparse_ffn(backend: str, lm: LanguageModel) -> MaskedFFN:
     """The implementation behind a backend's name; raises BackendUnavailable where an explicit one cannot run."""
     if lm.engine != "native":
         if backend not in ("auto", "reference"):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from dllm_sparse.sparsity.rules import Ties, check_fraction
-from dllm_sparse.types import SiteName, UsageError
+from dllm_sparse.types import ATTENTION_SITES, SiteName, UsageError
 
 Rule = Literal["top_p", "top_k", "max_p", "threshold"]
-Sites = Literal["input", "up", "gate", "intermediate", "all_inputs"]
+Sites = Literal["input", "up", "gate", "intermediate", "all_inputs", "all_linear"]
 Scope = Literal["token", "sequence", "group"]
 Score = Literal["magnitude", "weighted"]
 GateInput = Literal["masked", "dense"]
@@ -19,13 +19,17 @@ Backend = Literal["auto", "reference", "triton", "cpu"]
 Where = Literal["everywhere", "faster"]
 Schedule = Callable[[float], float] | Sequence[tuple[float, float]]
 
+_SEVERAL: dict[Sites, tuple[SiteName, ...]] = {
+    "all_inputs": ("input", "intermediate"),
+    "all_linear": (*ATTENTION_SITES, "input", "intermediate"),
+}
 IDENTITY: dict[Rule, float] = {"top_p": 1.0, "top_k": 1.0, "max_p": 0.0, "threshold": 0.0}
 """The value of `p` at which a rule changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class SparsityConfig:
-    """How the FFN activations are masked.
+    """How the activations are masked: the FFN's, and with `sites="all_linear"` those the attention projections read.
 
     `p` is the rule's knob: kept L1 mass (top_p), kept fraction (top_k), fraction of the row's maximum (max_p), or an
     absolute magnitude (threshold). `scope`: one mask per token, per `group_size` consecutive tokens (selected on the
@@ -75,7 +79,7 @@ class SparsityConfig:
     @property
     def site_names(self) -> tuple[SiteName, ...]:
         """The sites masked, in the order they are met."""
-        return ("input", "intermediate") if self.sites == "all_inputs" else (self.sites,)
+        return _SEVERAL.get(self.sites) or (cast(SiteName, self.sites),)
 
     def p_at(self, fraction: float, layer: int = 0) -> float:
         """The knob of a layer at a step fraction in [0, 1]."""

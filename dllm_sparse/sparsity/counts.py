@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels.tallying import can_tally, tally
-from dllm_sparse.types import Site, SiteName, TokenClass
+from dllm_sparse.types import Site, SiteName, TokenClass, in_order
 
 _CLASSES = len(TokenClass)
 _TENSORS = ("kept", "entries", "union_kept", "call_sparsity")
@@ -181,7 +181,7 @@ class SparsityCounts:
         ]
 
     def _names(self) -> list[SiteName]:
-        return sorted({site.name for site in self._sites}, key=("input", "gate", "up", "intermediate").index)
+        return in_order(site.name for site in self._sites)
 
     def _pooled(self, sites: Any, classes: Any = slice(None)) -> float:
         counts = [self._sites[site] for site in sites]

@@ -1,4 +1,4 @@
-"""`sparsify`: the only place that touches a model. Masks FFN activations while a `with` block lasts.
+"""`sparsify`: the only place that touches a model. Masks activations while a `with` block lasts.
 
 Masks are recomputed at every step from the step's own activations, applied, counted and offered to observers. The
 sparsifier stores none of them, except under `refresh_every`, whose point is to reuse them.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,14 @@ from dllm_sparse.engine.forward import FFNRunner, FixedForward
 from dllm_sparse.engine.observing import GraphableObserver
 from dllm_sparse.kernels.packing import MAX_WIDTH
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.models.transformer import FeedForward, FFNOverride, Tap, TappedFFN
+from dllm_sparse.models.transformer import Attention, FeedForward, FFNOverride, Tap, Tapped
 from dllm_sparse.sparsity.backends import MaskedFFN, sparse_ffn
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
 from dllm_sparse.sparsity.graph_ffn import GraphSparseFFN
 from dllm_sparse.sparsity.scopes import scoped_mask
 from dllm_sparse.types import (
+    ATTENTION_SITES,
     NonFiniteActivations,
     Observer,
     Site,
@@ -79,7 +81,7 @@ class Sparsifier(GraphableObserver):
             or config.score != "magnitude"
             or config.ties != "keep"
             or config.gate_input != "masked"
-            or config.sites in ("up", "gate")
+            or config.sites in ("up", "gate", "all_linear")
             or config.schedule is not None
             or config.refresh_every > 1
             or config.layers is not None
@@ -103,11 +105,17 @@ class Sparsifier(GraphableObserver):
 
     def __call__(self, ffn: FeedForward, x: Tensor, context: StepContext | None) -> Tensor:
         """The sparsified FFN of one layer, [B, T, D] -> [B, T, D]."""
-        if context is None:
-            classes = torch.full(x.shape[:2], TokenClass.PROMPT, dtype=torch.int8, device=x.device)
-            context = StepContext(Step(0, 1), classes)
-        compute = self._sparse if self._masks(ffn.layer, context) else self._dense
-        return compute(ffn, x, self.tap(ffn, context), dense_gate=self.dense_gate)
+        context = context or _only_prompt(x)
+        return self._computes(ffn, context)(ffn, x, self.tap(ffn, context), dense_gate=self.dense_gate)
+
+    def project(self, attention: Attention, site: SiteName, values: Tensor, context: StepContext | None) -> Tensor:
+        """A projection of one layer's attention on values [B, T, n] masked at its site."""
+        context = context or _only_prompt(values)
+        masked = self.tap(attention, context)(site, values)
+        return self._computes(attention, context).product(attention.projection(site), masked)
+
+    def _computes(self, module: Tapped, context: StepContext) -> MaskedFFN:
+        return self._sparse if self._masks(module.layer, context) else self._dense
 
     def _masks(self, layer: int, context: StepContext) -> bool:
         """False where nothing is masked, so that nothing can be skipped: the dense products, to the last bit."""
@@ -124,22 +132,22 @@ class Sparsifier(GraphableObserver):
         """Whether the gate projection sees x as it was."""
         return self.config.gate_input == "dense"
 
-    def tap(self, ffn: TappedFFN, context: StepContext, expert: int = -1) -> Tap:
+    def tap(self, module: Tapped, context: StepContext, expert: int = -1) -> Tap:
         """What masks the values [B, T, n] of one layer (or of one of its experts) in one forward."""
-        masked = self.config.layers is None or ffn.layer in self.config.layers
+        masked = self.config.layers is None or module.layer in self.config.layers
 
         def tap(name: SiteName, values: Tensor) -> Tensor:
             chosen = masked and name in self.config.site_names
-            return self._masked(ffn, Site(ffn.layer, name, expert), values, context) if chosen else values
+            return self._masked(module, Site(module.layer, name, expert), values, context) if chosen else values
 
         return tap
 
-    def _masked(self, ffn: TappedFFN, site: Site, values: Tensor, context: StepContext) -> Tensor:
+    def _masked(self, module: Tapped, site: Site, values: Tensor, context: StepContext) -> Tensor:
         p = self.config.p_at(context.step.fraction, site.layer)
         identity = self.config.is_identity(p)
         keep = None if identity else self._reused(site, context)
         if keep is None:
-            keep = self._fresh(site, ffn, values, p, context)
+            keep = self._fresh(site, module, values, p, context)
             if self.config.refresh_every > 1:
                 self._store(site, keep, context.start)
         self.counts.add(site, keep, context.token_class)
@@ -147,8 +155,8 @@ class Sparsifier(GraphableObserver):
             observer.on_mask(site, values, keep, context)
         return _zeroed(values, keep) if self.apply and not identity else values
 
-    def _fresh(self, site: Site, ffn: TappedFFN, values: Tensor, p: float, context: StepContext) -> Tensor:
-        norms = self._weight_norms(site, ffn) if self.config.score == "weighted" else None
+    def _fresh(self, site: Site, module: Tapped, values: Tensor, p: float, context: StepContext) -> Tensor:
+        norms = self._weight_norms(site, module) if self.config.score == "weighted" else None
         try:
             return scoped_mask(values, p, self.config, context, norms)
         except NonFiniteActivations as error:
@@ -156,10 +164,10 @@ class Sparsifier(GraphableObserver):
             expert = f", expert {site.expert}" if site.expert >= 0 else ""
             raise NonFiniteActivations(f"layer {site.layer}{expert}, site {site.name}, step {step}: {error}") from None
 
-    def _weight_norms(self, site: Site, ffn: TappedFFN) -> Tensor:
+    def _weight_norms(self, site: Site, module: Tapped) -> Tensor:
         """L2 norm [n] of the weight column each value of the site meets (WINA's score)."""
         if site not in self._norms:
-            self._norms[site] = ffn.column_norms(site.name, site.expert)
+            self._norms[site] = module.column_norms(site.name, site.expert)
         return self._norms[site]
 
     def _reused(self, site: Site, context: StepContext) -> Tensor | None:
@@ -183,6 +191,12 @@ class Sparsifier(GraphableObserver):
             self._stored[site][:, start : start + keep.shape[1]] = keep
 
 
+def _only_prompt(values: Tensor) -> StepContext:
+    """The context of values [B, T, n] fed outside of any loop."""
+    classes = torch.full(values.shape[:2], TokenClass.PROMPT, dtype=torch.int8, device=values.device)
+    return StepContext(Step(0, 1), classes)
+
+
 def _zeroed(values: Tensor, keep: Tensor) -> Tensor:
     """The values with zeros where the mask is off."""
     # A GPU casts a bool factor in a pass of its own, which `where` does not need; on a CPU the product is 3x faster.
@@ -200,7 +214,7 @@ def _check_layers(config: SparsityConfig, layers: int) -> None:
 def sparsify(
     lm: LanguageModel, config: SparsityConfig, observers: Sequence[Observer] = (), *, apply: bool = True
 ) -> Iterator[Sparsifier]:
-    """Sparsifies the model's FFNs inside the block; afterwards nothing is left behind, also after an exception.
+    """Sparsifies the model inside the block; afterwards nothing is left behind, also after an exception.
 
     Yields the handle; `handle.sparsity` is the measured sparsity, e.g. {"input": .., "intermediate": .., "mean": ..}.
     Observers see every mask through `on_mask`; with `apply=False` they see the masks of a dense model, which stays
@@ -214,11 +228,17 @@ def sparsify(
 
 @contextmanager
 def overriding(lm: LanguageModel, override: FFNOverride) -> Iterator[None]:
-    """Lets `override` compute every FFN inside the block; raises UsageError when something else already does."""
-    if any(ffn.override is not None for ffn in lm.transformer.ffns):
+    """Lets `override` compute every FFN inside the block; raises UsageError when something else already does.
+
+    A sparsifier with sites in the attention computes its projections, too.
+    """
+    modules: list[Any] = list(lm.transformer.ffns)
+    if any(ffn.override is not None for ffn in modules):
         raise UsageError("the model is already sparsified; leave the surrounding `sparsify` block first")
+    if isinstance(override, Sparsifier) and set(override.site_names) & set(ATTENTION_SITES):
+        modules += lm.transformer.attentions
     with ExitStack() as undo:
-        for ffn in lm.transformer.ffns:
-            undo.callback(setattr, ffn, "override", None)
-            ffn.override = override
+        for module in modules:
+            undo.callback(setattr, module, "override", None)
+            module.override = override
         yield

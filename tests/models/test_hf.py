@@ -138,7 +138,34 @@ def test_a_plain_mlp_has_two_sites(name: str) -> None:
     assert not lm.transformer.ffns[0].override
 
 
-@pytest.mark.parametrize("sites", ["input", "up", "gate", "intermediate", "all_inputs"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "phi", "gpt_neox", "gpt2", "opt", "olmoe"])
+def test_attention_is_masked_where_its_projections_go_by_a_known_name(name: str) -> None:
+    lm, recorder = ds.wrap(random_model(name)), Recorder()
+    dense = lm.logits(IDS, MASK)
+    with ds.sparsify(lm, ds.SparsityConfig(p=0.5, sites="all_linear"), observers=(recorder,)):
+        assert not torch.allclose(lm.logits(IDS, MASK), dense)
+    attention = [mask for mask in recorder.masks if mask[0].name.startswith("attention")]
+    names = [(layer, f"attention_{end}") for layer in range(2) for end in ("input", "output")]
+    assert [site[:2] for site, *_ in attention] == names
+    assert all(torch.equal(keep, ds.top_p_mask(values, 0.5)) for _, values, keep, _ in attention)
+    assert torch.equal(lm.logits(IDS, MASK), dense)
+
+
+def test_attention_of_another_build_is_refused_and_nothing_left_behind() -> None:
+    model = random_model("llama")
+    for block in model.model.layers:
+        block.self_attn.own_name = block.self_attn.q_proj
+        del block.self_attn.q_proj
+    lm = ds.wrap(model)
+    with (
+        pytest.raises(UnsupportedArchitecture, match=r"no attention with projections.*layer 0.*'all_inputs'"),
+        ds.sparsify(lm, ds.SparsityConfig(sites="all_linear")),
+    ):
+        pass
+    assert not any(ffn.override for ffn in lm.transformer.ffns)
+
+
+@pytest.mark.parametrize("sites", ["input", "up", "gate", "intermediate", "all_inputs", "all_linear"])
 @pytest.mark.parametrize("options", [{}, {"score": "weighted"}, {"gate_input": "dense"}, {"rule": "top_k", "p": 0.4}])
 def test_hooks_and_native_engine_agree_on_llama(sites: Any, options: dict[str, Any]) -> None:
     folder = str(GOLDEN / "llama-tiny")

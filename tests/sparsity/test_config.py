@@ -24,7 +24,7 @@ from dllm_sparse.types import UsageError
         ({"p": 80, "rule": "top_k"}, "p is 80"),
         ({"p": -1.0, "rule": "threshold"}, "magnitude of at least 0"),
         ({"rule": "topp"}, "rule is 'topp'; allowed: top_p, top_k, max_p, threshold"),
-        ({"sites": "output"}, "sites is 'output'; allowed: input, up, gate, intermediate, all_inputs"),
+        ({"sites": "output"}, "sites is 'output'; allowed: input, up, gate, intermediate, all_inputs, all_linear"),
         ({"scope": "batch"}, "allowed: token, sequence, group"),
         ({"score": "l2"}, "allowed: magnitude, weighted"),
         ({"backend": "cuda"}, "allowed: auto, reference, triton, cpu"),

@@ -14,7 +14,7 @@ from dllm_sparse.sparsity.config import IDENTITY
 from dllm_sparse.types import BackendUnavailable, NonFiniteActivations, UsageError
 from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
 
-SITES = ("input", "up", "gate", "intermediate", "all_inputs")
+SITES = ("input", "up", "gate", "intermediate", "all_inputs", "all_linear")
 SAMPLER = ds.SamplerConfig(gen_length=8, block_length=4, steps=4)
 PROMPT, MASK = left_padded([random_ids(1, 5, seed=1)[0], random_ids(1, 3, seed=2)[0]])
 
@@ -85,6 +85,31 @@ def test_each_site_masks_what_the_definition_names(sites: Any, gate_input: Any) 
     assert not torch.allclose(got, ffn(x), rtol=1e-2, atol=1e-2)
 
 
+def test_attention_projections_read_masked_values_under_all_linear() -> None:
+    """One mask at x after the attention's norm, shared by q, k and v, and one at what the heads give."""
+    lm, seen, read = tiny_lm(), Recorder(), {}
+    attention = lm.transformer.attentions[0]
+    handles = [
+        linear.register_forward_pre_hook(lambda _, args, name=name: read.setdefault(name, args[0].clone()))
+        for name, linear in (("attention_input", attention.qkv_proj), ("attention_output", attention.o_proj))
+    ]
+    with ds.sparsify(lm, ds.SparsityConfig(p=0.6, sites="all_linear"), observers=[seen]) as handle:
+        masked = lm.logits(PROMPT)
+    for hook in handles:
+        hook.remove()
+    names = ["attention_input", "attention_output", "input", "intermediate"]
+    assert [site[:2] for site, *_ in seen.masks] == [(layer, name) for layer in (0, 1) for name in names]
+    assert [name for name in handle.sparsity if "mean" not in name] == names
+    for site, values, keep, _ in seen.masks[:2]:
+        assert torch.equal(keep, ds.top_p_mask(values, 0.6))
+        assert torch.equal(read[site.name], values * keep)
+    x = lm.transformer.blocks[0].attention_norm(lm.transformer.embedding(PROMPT))
+    assert torch.equal(seen.masks[0][1], x)
+    with ds.sparsify(lm, ds.SparsityConfig(p=0.6)):
+        assert not torch.allclose(lm.logits(PROMPT), masked, rtol=1e-2, atol=1e-2)
+    assert all(attention.override is None for attention in lm.transformer.attentions)
+
+
 @pytest.mark.parametrize("sites", SITES)
 def test_weighted_scores_use_the_norms_of_the_consuming_matrix(sites: Any) -> None:
     lm, seen = tiny_lm(), Recorder()
@@ -92,8 +117,13 @@ def test_weighted_scores_use_the_norms_of_the_consuming_matrix(sites: Any) -> No
         lm.logits(PROMPT)
     assert seen.masks
     for site, values, keep, _ in seen.masks:
-        ffn = lm.transformer.ffns[site.layer]
-        consumer = ffn.gate_up_proj.weight if site.name == "input" else ffn.down_proj.weight
+        block = lm.transformer.blocks[site.layer]
+        consumers = {
+            "attention_input": block.attention.qkv_proj,
+            "attention_output": block.attention.o_proj,
+            "input": block.ffn.gate_up_proj,
+        }
+        consumer = consumers.get(site.name, block.ffn.down_proj).weight
         norms = torch.stack([column.norm() for column in consumer.T])
         assert torch.equal(keep, ds.top_p_mask(values.abs() * norms, 0.7))
 
@@ -270,11 +300,13 @@ def test_nan_weights_are_reported_with_layer_site_and_step() -> None:
         ("blocks.1.ffn.gate_up_proj.weight", "all_inputs", "layer 1, site intermediate, step 0"),
         ("blocks.0.ffn.down_proj.weight", "all_inputs", "layer 1, site input, step 0"),
         ("blocks.1.ffn.gate_up_proj.weight", "gate", "layer 1, site gate, step 0"),
+        ("blocks.0.attention_norm.weight", "all_linear", "layer 0, site attention_input, step 0"),
+        ("blocks.1.attention.qkv_proj.weight", "all_linear", "layer 1, site attention_output, step 0"),
     ):
         for scope in ("token", "group", "sequence"):
             for p in (0.5, 1.0):
                 lm = tiny_lm()
-                lm.transformer.get_parameter(weight)[0, 0] = torch.nan
+                lm.transformer.get_parameter(weight).view(-1)[0] = torch.nan
                 config = ds.SparsityConfig(p=p, sites=sites, scope=scope)  # type: ignore[arg-type]
                 with pytest.raises(NonFiniteActivations, match=message):
                     decode(lm, config)
@@ -339,8 +371,8 @@ def test_the_cpu_backend_decodes_what_masking_decodes() -> None:
     assert torch.equal(weight, tiny_lm("autoregressive").transformer.ffns[0].gate_up_proj.weight)
 
 
-@pytest.mark.parametrize("sites", ["input", "up", "gate", "intermediate", "all_inputs"])
-@pytest.mark.parametrize("facts", [{}, {"mlp_bias": True}])
+@pytest.mark.parametrize("sites", SITES)
+@pytest.mark.parametrize("facts", [{}, {"mlp_bias": True, "qkv_bias": True, "output_bias": True}])
 def test_the_cpu_backend_computes_what_masking_computes(sites: str, facts: dict[str, Any]) -> None:
     lm = tiny_lm("autoregressive", **facts)
     for gate_input in ("masked", "dense"):
