@@ -1,8 +1,9 @@
-"""Sparse matrix-vector products on a CPU: only the weight rows of nonzero values are read.
+"""Sparse matrix-vector products on a CPU: only the weight rows of nonzero values, or of wanted outputs, are read.
 
 `embedding_bag` with per-sample weights is exactly that: it gathers rows of a [K, N] matrix, scales and sums them, in
 fp32 whatever the type. It runs one bag per thread, so the outputs are cut into as many parts as there are threads,
-and each part is a bag of its own. The plain twin is the dense product of the same values.
+and each part is a bag of its own. Its derivative by the per-sample weights is the other product: a dot of x with each
+wanted row of an [N, K] matrix, gathered without a copy. The plain twin of both is the dense product.
 """
 
 from __future__ import annotations
@@ -37,6 +38,19 @@ def sparse_matvec(values: Tensor, weight: Tensor) -> Tensor:
     narrow = weight.view(-1, outputs // parts)  # row k of the matrix is its rows k * parts .. (k + 1) * parts
     out = F.embedding_bag(rows, narrow, starts, mode="sum", per_sample_weights=scale.repeat(parts))
     return out.view(parts, tokens, -1).transpose(0, 1).reshape(tokens, outputs)
+
+
+def wanted_outputs(x: Tensor, weight: Tensor, wanted: Tensor) -> Tensor:
+    """x [T, K] times weight [N, K]: the outputs [T, N] where `wanted` [T, N] is True, zeros elsewhere.
+
+    Only wanted rows of `weight` are read, once per token that wants them; it must be contiguous and of x's type.
+    """
+    token, output = wanted.nonzero(as_tuple=True)
+    bags = token.new_zeros(1)  # where bags start: not needed beside the bag of every row
+    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(x, weight, output, bags, token, 0)
+    out = x.new_zeros(wanted.shape)
+    out[token, output] = dots
+    return out
 
 
 def _parts(outputs: int, threads: int) -> int:

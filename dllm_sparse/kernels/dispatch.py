@@ -24,14 +24,16 @@ CPU_CALL_SECONDS = 60e-6
 
 @dataclass(frozen=True, slots=True)
 class CpuCost:
-    """Weights a thread multiplies per second in a dense product of one token, and the factor skipping pays on each."""
+    """Weights a thread multiplies per second in a dense product of one token, and the factors sparse products pay on
+    each: skipping inputs (`sparse_matvec`), picking outputs (`wanted_outputs`)."""
 
     dense_rate: float
     skipping: float
+    picking: float
 
 
 CPU_COSTS: Mapping[torch.dtype, CpuCost] = MappingProxyType(
-    {torch.float32: CpuCost(3.5e9, 1.55), torch.bfloat16: CpuCost(5.0e9, 1.25)}
+    {torch.float32: CpuCost(3.5e9, 1.55, 1.4), torch.bfloat16: CpuCost(5.0e9, 1.25, 1.9)}
 )
 
 LISTING_LIMIT = ((1, 0.75), (16, 0.6), (32, 0.4), (64, 0.2))
@@ -65,11 +67,16 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     return "triton"
 
 
-def cpu_pays(kept: int, tokens: int, inputs: int, outputs: int, dtype: torch.dtype, threads: int) -> bool:
-    """True where `sparse_matvec` should beat the dense product: `kept` nonzero values of [tokens, inputs].
+def cpu_pays(
+    share: float, tokens: int, weights: int, dtype: torch.dtype, threads: int, *, picking: bool = False
+) -> bool:
+    """True where `sparse_matvec` (or with `picking` `wanted_outputs`) should beat the dense product.
+
+    `share` is the part of the `weights` that one token needs, summed over the tokens.
 
     The dense product of up to four tokens is taken to cost what one token costs, so the doubt goes to dense.
     """
     cost = CPU_COSTS[dtype]
-    dense = inputs * outputs / (cost.dense_rate * threads)
-    return tokens <= CPU_MOST_TOKENS and dense * cost.skipping * kept / inputs + CPU_CALL_SECONDS < dense
+    dense = weights / (cost.dense_rate * threads)
+    factor = cost.picking if picking else cost.skipping
+    return tokens <= CPU_MOST_TOKENS and dense * factor * share + CPU_CALL_SECONDS < dense

@@ -203,6 +203,13 @@ class FeedForward(nn.Module):
         out: Tensor = self.down_proj(self.activation(gate) * up)
         return out
 
+    def halves(self) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+        """Weight [F, D] and bias [F] of the gate projection, and of the up projection."""
+        gate, up = self.gate_up_proj.weight.chunk(2)
+        bias = self.gate_up_proj.bias
+        gate_bias, up_bias = (None, None) if bias is None else bias.chunk(2)
+        return (gate, gate_bias), (up, up_bias)
+
     def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
         """L2 norm [n] fp32 of the weight column each value of a site meets."""
         consumer = self.gate_up_proj if site == "input" else self.down_proj

@@ -7,14 +7,16 @@ To add a backend: a subclass of `MaskedFFN`, a name in `sparsity/config.py`'s `B
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dllm_sparse.kernels.cpu import sparse_matvec
+from dllm_sparse.kernels.cpu import sparse_matvec, wanted_outputs
 from dllm_sparse.kernels.dispatch import CPU_MOST_TOKENS, cpu_pays, resolve_backend
-from dllm_sparse.kernels.storage import by_input
+from dllm_sparse.kernels.storage import by_input, by_output
 from dllm_sparse.kernels.streaming import Listed, Scratch, can_stream, stream_matmul
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import FeedForward, Tap
+from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.types import BackendUnavailable
 
 
@@ -39,11 +41,12 @@ class MaskedFFN:
 class CpuFFN(MaskedFFN):
     """Skips the zeros of up to 4 tokens; the dense product does the rest (prefill, blocks, values with few zeros).
 
-    `always` skips wherever there is a zero; otherwise only where the measured rule says that it pays.
+    `always` skips wherever there is a zero; otherwise only where the measured rule says that it pays. `gate_first`,
+    for masks of the gate alone: up is computed only where the gate was kept, so that two of three matrices are sparse.
     """
 
-    def __init__(self, *, always: bool) -> None:
-        self._always = always
+    def __init__(self, *, always: bool, gate_first: bool) -> None:
+        self._always, self._gate_first = always, gate_first
         self._skipped = False
 
     @property
@@ -51,10 +54,29 @@ class CpuFFN(MaskedFFN):
         """ "cpu" once a product skipped something, or where that was asked for."""
         return "cpu" if self._always or self._skipped else "reference"
 
+    def __call__(self, ffn: FeedForward, x: Tensor, tap: Tap, *, dense_gate: bool) -> Tensor:
+        """One FFN, [B, T, D] -> [B, T, D]; see `MaskedFFN`."""
+        rows = x.flatten(0, -2)
+        if not self._gate_first or not self._pays(0, rows, ffn.down_proj.weight, picking=True):
+            return super().__call__(ffn, x, tap, dense_gate=dense_gate)
+        by_output(ffn.gate_up_proj)
+        gate_layer, up_layer = ffn.halves()
+        gate = tap("gate", ffn.activation(F.linear(x, *gate_layer)))
+        up = self._up(rows, *up_layer, (gate != 0).flatten(0, -2))
+        return self.product(ffn.down_proj, gate * up.view(gate.shape))
+
+    def _up(self, rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: Tensor) -> Tensor:
+        if not self._pays(int(wanted.count_nonzero()) / wanted.shape[1], rows, weight, picking=True):
+            return F.linear(rows, weight, bias)
+        self._skipped = True
+        out = wanted_outputs(rows, weight, wanted)
+        return out if bias is None else out + bias
+
     def product(self, linear: nn.Linear, values: Tensor) -> Tensor:
         """A linear layer on masked values [B, T, K] -> [B, T, N]."""
         rows = values.flatten(0, -2)
-        if len(rows) > CPU_MOST_TOKENS or not self._skips(linear, rows):
+        few = len(rows) <= CPU_MOST_TOKENS
+        if not few or not self._pays(int(rows.count_nonzero()) / rows.shape[1], rows, linear.weight):
             return super().product(linear, values)
         self._skipped = True
         out = sparse_matvec(rows, by_input(linear))
@@ -62,12 +84,12 @@ class CpuFFN(MaskedFFN):
             out += linear.bias
         return out.view(*values.shape[:-1], -1)
 
-    def _skips(self, linear: nn.Linear, rows: Tensor) -> bool:
-        kept = int(rows.count_nonzero())
+    def _pays(self, share: float, rows: Tensor, weight: Tensor, *, picking: bool = False) -> bool:
+        """Whether to skip where the tokens of `rows` together need `share` of a weight."""
         if self._always:
-            return kept < rows.numel()
-        size = linear.in_features, linear.out_features
-        return cpu_pays(kept, len(rows), *size, rows.dtype, torch.get_num_threads())
+            return len(rows) <= CPU_MOST_TOKENS and share < len(rows)
+        threads = torch.get_num_threads()
+        return cpu_pays(share, len(rows), weight.numel(), rows.dtype, threads, picking=picking)
 
 
 class TritonFFN(MaskedFFN):
@@ -99,8 +121,9 @@ class TritonFFN(MaskedFFN):
         return stream_matmul(listed, weight, self._scratch, bias=linear.bias).view(*values.shape[:-1], -1)
 
 
-def sparse_ffn(backend: str, lm: LanguageModel) -> MaskedFFN:
-    """The implementation behind a backend's name; raises BackendUnavailable where an explicit one cannot run."""
+def sparse_ffn(config: SparsityConfig, lm: LanguageModel) -> MaskedFFN:
+    """The implementation behind the backend's name; raises BackendUnavailable where an explicit one cannot run."""
+    backend = config.backend
     if lm.engine != "native":
         if backend not in ("auto", "reference"):
             raise BackendUnavailable(f"backend {backend!r} needs the native engine; {lm.name} runs in transformers")
@@ -109,5 +132,5 @@ def sparse_ffn(backend: str, lm: LanguageModel) -> MaskedFFN:
     if resolved == "triton":
         return TritonFFN(lm.device)
     if resolved == "cpu":
-        return CpuFFN(always=backend == "cpu")
+        return CpuFFN(always=backend == "cpu", gate_first=config.sites == "gate")
     return MaskedFFN()

@@ -47,7 +47,7 @@ class Sparsifier(GraphableObserver):
     ) -> None:
         self.config = config
         self.apply = apply
-        self._sparse = sparse_ffn(config.backend, lm)
+        self._sparse = sparse_ffn(config, lm)
         self._dense = MaskedFFN()
         self.counts = SparsityCounts()
         self._observers = observers

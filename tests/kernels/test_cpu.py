@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dllm_sparse.kernels.cpu import sparse_matvec
+from dllm_sparse.kernels.cpu import sparse_matvec, wanted_outputs
 from dllm_sparse.kernels.dispatch import cpu_pays, resolve_backend
-from dllm_sparse.kernels.storage import by_input, store_by_input
+from dllm_sparse.kernels.storage import by_input, by_output, store_by_input
 from dllm_sparse.types import BackendUnavailable
 
 CPU = torch.device("cpu")
@@ -52,6 +52,22 @@ def test_equals_the_dense_product_in_fp64(
     found = sparse_matvec(values, weight)
     assert (found.shape, found.dtype) == ((tokens, outputs), dtype)
     assert relative_rms(found, values.double() @ weight.double()) <= bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
+def test_wanted_outputs_are_the_only_ones_computed(
+    dtype: torch.dtype, bound: float, tokens: int, density: float, threads: int
+) -> None:
+    x, weight = product_case(tokens, 37, 50, 1.0, dtype)
+    by_row = weight.t().contiguous()
+    wanted = torch.rand(tokens, 50, generator=torch.Generator().manual_seed(1)) < density
+    by_row[~wanted.any(0)] = torch.nan
+    found = wanted_outputs(x, by_row, wanted)
+    assert (found.shape, found.dtype) == ((tokens, 50), dtype)
+    assert relative_rms(found, torch.where(wanted, x.double() @ weight.double(), 0)) <= bound
+    assert not found[~wanted].any()
 
 
 @given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 99))
@@ -99,19 +115,23 @@ def test_storing_by_input_changes_order_only(dtype: torch.dtype) -> None:
     place = linear.weight.data_ptr()
     store_by_input(linear)
     assert linear.weight.data_ptr() == place  # a second call copies nothing
+    assert by_output(linear).is_contiguous()
+    assert torch.equal(linear.weight, before)
 
 
 def test_auto_skips_only_where_it_pays() -> None:
-    inputs, outputs = 4096, 12288
+    weights = 4096 * 12288
     for threads in (1, 2):
-        assert cpu_pays(inputs // 2, 1, inputs, outputs, torch.float32, threads)
-        assert cpu_pays(inputs // 2, 4, inputs, outputs, torch.float32, threads)  # an eighth of each of four tokens
-        assert not cpu_pays(inputs * 9 // 10, 1, inputs, outputs, torch.float32, threads)
-        assert not cpu_pays(10, 5, inputs, outputs, torch.float32, threads)
+        assert cpu_pays(0.5, 1, weights, torch.float32, threads)
+        assert cpu_pays(0.5, 4, weights, torch.float32, threads)  # an eighth of each of four tokens
+        assert not cpu_pays(0.9, 1, weights, torch.float32, threads)
+        assert not cpu_pays(0.01, 5, weights, torch.float32, threads)
+        assert cpu_pays(0.6, 1, weights, torch.bfloat16, threads)
+        assert not cpu_pays(0.6, 1, weights, torch.bfloat16, threads, picking=True)
     # A layer of 0.9M weights: too little for two threads to win back the calls.
-    assert cpu_pays(400, 1, 1536, 576, torch.float32, 1)
-    assert not cpu_pays(768, 1, 1536, 576, torch.float32, 2)
-    assert not cpu_pays(1, 1, 24, 16, torch.float32, 1)
+    assert cpu_pays(0.25, 1, 1536 * 576, torch.float32, 1)
+    assert not cpu_pays(0.5, 1, 1536 * 576, torch.float32, 2)
+    assert not cpu_pays(0.05, 1, 24 * 16, torch.float32, 1)
 
 
 def test_what_an_explicit_backend_needs() -> None:

@@ -385,6 +385,21 @@ def test_the_cpu_backend_computes_what_masking_computes(sites: str, facts: dict[
         torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("facts", [{}, {"mlp_bias": True}])
+def test_a_masked_gate_decides_which_up_and_down_weights_are_read(facts: dict[str, Any]) -> None:
+    lm, recorder = tiny_lm("autoregressive", **facts), Recorder()
+    config = ds.SparsityConfig(p=0.5, sites="gate", backend="cpu")
+    with ds.sparsify(lm, config, observers=[recorder]):
+        expected = lm.logits(random_ids(1, 3))
+    for site, _, keep, _ in recorder.masks:
+        ffn, dropped = lm.transformer.ffns[site.layer], ~keep.flatten(0, -2).any(0)
+        assert dropped.any()
+        ffn.halves()[1][0][dropped] = torch.nan
+        ffn.down_proj.weight[:, dropped] = torch.nan
+    with ds.sparsify(lm, config):
+        assert torch.equal(lm.logits(random_ids(1, 3)), expected)
+
+
 def test_p_1_is_bitwise_dense_on_every_backend() -> None:
     lm = tiny_lm("autoregressive")
     for _ in range(2):  # with weights stored as loaded, then by input
