@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args, get_type_hints
 
 import torch
 
@@ -14,6 +16,8 @@ from dllm_sparse.types import CheckpointError, UnsupportedArchitecture
 
 _ACTIVATION_NAMES = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "swish": "silu", "swiglu": "silu"}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_KINDS = get_type_hints(TransformerConfig)
+_LARGEST = 1 << 24  # of any size or count: no model comes near, and products of two still fit an int64
 
 
 def read_config(folder: Path) -> tuple[Family, TransformerConfig, torch.dtype]:
@@ -46,7 +50,8 @@ def read_config(folder: Path) -> tuple[Family, TransformerConfig, torch.dtype]:
 def family_of(raw: dict[str, Any], path: Path) -> Family:
     """The family of a config.json's content. A mixture of experts is not a dense family, whatever its model_type."""
     model_type = str(raw.get("model_type", ""))
-    architecture = next(iter(raw.get("architectures") or [model_type or "unknown"]))
+    named = raw.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else model_type or "unknown"
     experts = raw.get("num_experts") or raw.get("num_local_experts") or raw.get("n_routed_experts")
     if model_type not in FAMILIES or experts:
         known = ", ".join(f"{family.name} ({key})" for key, family in FAMILIES.items())
@@ -58,7 +63,7 @@ def family_of(raw: dict[str, Any], path: Path) -> Family:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(raw).__name__}")
@@ -68,6 +73,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _complete(values: dict[str, Any], raw: dict[str, Any], family: Family, path: Path) -> None:
     """Fills what a config may leave out and turns every field into the type TransformerConfig has."""
     values.setdefault("vocab_size", raw.get("vocab_size"))
+    _token_lists(values)
+    _rope(values, raw, path)
+    for name, value in values.items():
+        _check_type(name, value, family, path)
+        values[name] = float(value) if _KINDS[name] is float else value
     _check_positive(values, ("vocab_size", "width", "layers", "heads", "ffn_width", "max_positions"), family, path)
     values.setdefault("kv_heads", values["heads"])
     for name, default in family.defaults.items():
@@ -77,6 +87,10 @@ def _complete(values: dict[str, Any], raw: dict[str, Any], family: Family, path:
     _check_positive(values, ("kv_heads", "head_dim"), family, path)
     if values.get("block_length") is not None:
         _check_positive(values, ("block_length",), family, path)
+    if values["head_dim"] % 2 or values["heads"] * values["head_dim"] > _LARGEST:
+        raise CheckpointError(
+            f"{path}: {values['heads']} heads of {values['head_dim']} features; expected an even size"
+        )
     if values["heads"] % values["kv_heads"]:
         raise CheckpointError(f"{path}: {values['heads']} heads cannot share {values['kv_heads']} key/value heads")
     activation = _ACTIVATION_NAMES.get(values.get("activation", "silu"), values.get("activation", "silu"))
@@ -85,25 +99,51 @@ def _complete(values: dict[str, Any], raw: dict[str, Any], family: Family, path:
             f"{path}: activation {activation!r}; supported: {', '.join(get_args(Activation))}"
         )
     values["activation"] = activation
-    _rope(values, raw, path)
-    for name in ("norm_eps", "rope_theta"):
-        if isinstance(values.get(name, 1.0), bool) or not isinstance(values.get(name, 1.0), (int, float)):
-            raise CheckpointError(f"{path}: {family.fields[name]} is {values[name]!r}; expected a number")
-    if raw.get("sliding_window") and raw.get("use_sliding_window", True):
-        values["max_positions"] = min(values["max_positions"], raw["sliding_window"])
+    window = raw.get("sliding_window")
+    if window and raw.get("use_sliding_window", True):
+        if not _is_whole(window) or window < 1:
+            raise CheckpointError(f"{path}: sliding_window is {window!r}; expected a positive integer")
+        values["max_positions"] = min(values["max_positions"], window)
     _token_ids(values, family, path)
+
+
+def _check_type(name: str, value: object, family: Family, path: Path) -> None:
+    """A value must be of its field's type; JSON's true is no number and "yes" no switch."""
+    kind, good, expected = _KINDS[name], True, ""
+    if kind is bool:
+        good, expected = isinstance(value, bool), "true or false"
+    elif kind is float:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+        expected = "a positive number"
+    elif kind in (int, int | None):
+        good = _is_whole(value) or (value is None and kind is not int)
+        expected = "a positive integer" if kind is int else "an integer"
+    elif name == "activation":
+        good, expected = isinstance(value, str), "a name"
+    elif name == "stop_token_ids":
+        good, expected = isinstance(value, tuple) and all(map(_is_whole, value)), "integers"
+    if not good:
+        raise CheckpointError(f"{path}: {family.fields.get(name, name)} is {value!r}; expected {expected}")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_positive(values: dict[str, Any], names: tuple[str, ...], family: Family, path: Path) -> None:
     for name in names:
         value = values.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{path}: {family.fields[name]} is {value!r}; expected a positive integer")
+        if not _is_whole(value) or not 1 <= value <= _LARGEST:
+            raise CheckpointError(
+                f"{path}: {family.fields[name]} is {value!r}; expected a positive integer up to {_LARGEST}"
+            )
 
 
 def _rope(values: dict[str, Any], raw: dict[str, Any], path: Path) -> None:
     """rope_theta and scaling from `rope_theta` + `rope_scaling` or from transformers 5's `rope_parameters`."""
-    scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise CheckpointError(f"{path}: rope scaling is {scaling!r}; expected a JSON object")
     if "rope_theta" in scaling:
         values["rope_theta"] = scaling["rope_theta"]
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
@@ -119,15 +159,22 @@ def _rope(values: dict[str, Any], raw: dict[str, Any], path: Path) -> None:
             high_freq_factor=float(scaling.get("high_freq_factor", 4.0)),
             original_max_positions=int(scaling.get("original_max_position_embeddings", 8192)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: rope scaling {scaling!r} is incomplete ({error!r})") from error
+    numbers = [value for value in asdict(values["rope_scaling"]).values() if not isinstance(value, str)]
+    if not all(0 < value <= _LARGEST for value in numbers):
+        raise CheckpointError(f"{path}: rope scaling {scaling!r}; expected positive numbers up to {_LARGEST}")
 
 
-def _token_ids(values: dict[str, Any], family: Family, path: Path) -> None:
+def _token_lists(values: dict[str, Any]) -> None:
+    """Several ends of text: the first is the end-of-text token, the others stop, too."""
     eos = values.get("eos_token_id")
     if isinstance(eos, list):
         values["eos_token_id"] = eos[0] if eos else None
         values["stop_token_ids"] = tuple(eos[1:])
+
+
+def _token_ids(values: dict[str, Any], family: Family, path: Path) -> None:
     for name in [name for name in values if name.endswith("_token_id")]:
         value = values[name]
         # Llama writes pad_token_id -1 or null for "none".

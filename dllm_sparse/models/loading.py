@@ -17,8 +17,8 @@ from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.resolve import checkpoint_folder
 from dllm_sparse.models.shapes import shape_config
 from dllm_sparse.models.transformer import Transformer
-from dllm_sparse.models.weights import fill_weights
-from dllm_sparse.types import CheckpointError, Kind, UnsupportedArchitecture, UsageError
+from dllm_sparse.models.weights import check_layers, check_weights, fill_weights, stored_tensors
+from dllm_sparse.types import CheckpointError, DllmSparseError, Kind, UnsupportedArchitecture, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,8 +55,13 @@ def load(
             raise
         return _through_transformers(name, folder, device, dtype, revision, refusal=error)
     target = _device(device)
-    transformer = _empty_transformer(config, target, _dtype(dtype, stored_dtype, target))
-    fill_weights(transformer, folder, family)
+    precision = _dtype(dtype, stored_dtype, target)
+    stored = stored_tensors(folder)
+    check_layers(config.layers, stored, folder)
+    outline = _outline(config)
+    check_weights(outline, folder, stored, family)
+    transformer = _allocated(outline, target, precision)
+    fill_weights(transformer, stored, family)
     reader = tokenizer_reader(folder, family.kind)
     return LanguageModel(
         name, family.kind, config, transformer, family=family.name, revision=revision, read_tokenizer=reader
@@ -73,7 +78,7 @@ def random_model(
     """
     config = shape_config(name)
     target = _device(device)
-    transformer = _empty_transformer(config, target, _dtype(dtype, torch.bfloat16, target))
+    transformer = _allocated(_outline(config), target, _dtype(dtype, torch.bfloat16, target))
     generator = torch.Generator(target).manual_seed(seed)
     for key, parameter in transformer.named_parameters():
         if "norm" in key:
@@ -97,16 +102,26 @@ def _through_transformers(
     """The transformers engine; where it is only the fallback, `refusal` says why the native one declined."""
     from dllm_sparse.models import hf
 
-    if refusal is not None and hf.known_config(folder) is None:
-        raise refusal
     spread = device in hf.DEVICE_MAPS
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if spread else _device(device)
     stored = dtype == "auto" and target.type == "cuda"
     wanted = None if stored else _dtype(dtype, torch.float32, target)
     try:
+        known = hf.known_config(folder)
+        if known is None and refusal is not None:
+            raise refusal
+        if known is not None:
+            layers = known.get_text_config(decoder=True).num_hidden_layers
+            check_layers(layers, stored_tensors(folder), folder)
         return hf.load_with_transformers(name, folder, str(device) if spread else target, wanted, revision)
     except UnsupportedArchitecture as error:
+        if error is refusal:
+            raise
         raise UnsupportedArchitecture(f"{refusal}. Through transformers: {error}" if refusal else str(error)) from None
+    except (DllmSparseError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers checks configs with a dozen unrelated types
+        raise CheckpointError(f"{folder}: transformers cannot read it ({type(error).__name__}: {error})") from error
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -141,11 +156,16 @@ class _NoInitialValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _empty_transformer(config: TransformerConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
+def _outline(config: TransformerConfig) -> Transformer:
+    """The model without memory: shapes alone."""
     with torch.device("meta"), _NoInitialValues():
-        transformer = Transformer(config)
+        return Transformer(config)
+
+
+def _allocated(transformer: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:
+    """The outline with memory for its weights, which hold nothing yet."""
     transformer = transformer.to(dtype).to_empty(device=device)
-    if config.tied:
+    if transformer.config.tied:
         transformer.head.weight = transformer.embedding.weight
     return transformer.requires_grad_(False).eval()
 
@@ -158,18 +178,24 @@ def tokenizer_reader(folder: Path, kind: Kind) -> Callable[[], PreTrainedTokeniz
 
 def _tokenizer(folder: Path, kind: Kind) -> Any:
     try:
-        if _is_plain_fast(folder):
-            # AutoTokenizer would load every model's configuration first, which takes two seconds.
-            from transformers import PreTrainedTokenizerFast
-
-            return PreTrainedTokenizerFast.from_pretrained(str(folder))
-        from transformers import AutoTokenizer, PreTrainedConfig
-
-        # transformers knows no diffusion family: an empty config keeps it from guessing at the folder's.
-        config = PreTrainedConfig() if kind == "diffusion" else None
-        return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
+        tokenizer = _read_tokenizer(folder, kind)
+        tokenizer("A probe: what cannot encode fails here and is named.")
     except Exception as error:  # tokenizers raises a bare Exception on a corrupt file
         raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
+    return tokenizer
+
+
+def _read_tokenizer(folder: Path, kind: Kind) -> Any:
+    if _is_plain_fast(folder):
+        # AutoTokenizer would load every model's configuration first, which takes two seconds.
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(str(folder))
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    # transformers knows no diffusion family: an empty config keeps it from guessing at the folder's.
+    config = PreTrainedConfig() if kind == "diffusion" else None
+    return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
 
 
 def _is_plain_fast(folder: Path) -> bool:

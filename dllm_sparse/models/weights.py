@@ -1,9 +1,16 @@
-"""The tensors of a checkpoint folder into their parameters: each expected, present once and in shape."""
+"""Weights of a checkpoint folder: which tensors its safetensors hold, whether a model expects them, and reading them.
+
+Names, shapes and types are compared from the files' headers before any memory is allocated, so that a config.json that
+does not belong to the weights costs nothing, whatever sizes it claims.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -14,39 +21,110 @@ from dllm_sparse.models.families import Family
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.types import CheckpointError
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_IGNORED = "rotary_emb.inv_freq"  # a buffer some old Llama checkpoints carry; recomputed here
+_BUILT_SOON = 512  # layers an outline takes seconds for, whatever the weights hold
 
 
-def fill_weights(transformer: Transformer, folder: Path, family: Family) -> None:
-    """Copies every tensor of the folder's safetensors into place; each must be expected, present once and in shape."""
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """What a file's header says of a tensor; `dtype` by its safetensors name."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of every shard by name, from the headers alone; a name may occur only once.
+
+    Raises CheckpointError for pickle, for unreadable or missing files, and for files outside the folder.
+    """
+    found: dict[str, StoredTensor] = {}
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as shard:
+                for key in shard.keys():  # noqa: SIM118 (safe_open is not a mapping)
+                    if key in found:
+                        raise CheckpointError(f"{file}: tensor {key} is stored twice")
+                    part = shard.get_slice(key)
+                    found[key] = StoredTensor(file, tuple(part.get_shape()), part.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(file, error) from error
+    return found
+
+
+def check_layers(layers: int, stored: Mapping[str, StoredTensor], folder: Path) -> None:
+    """Raises CheckpointError for layers no weights can fill and no machine could build; fewer are compared by name."""
+    if layers > max(len(stored), _BUILT_SOON):
+        raise CheckpointError(
+            f"{folder}: config.json names {layers} layers, but the weights hold only {len(stored)} tensors"
+        )
+
+
+def check_weights(transformer: Transformer, folder: Path, stored: Mapping[str, StoredTensor], family: Family) -> None:
+    """Every expected tensor must be stored, in shape, and nothing else; works on a model without memory."""
     slots = dict(expected_slots(transformer, family))
-    shared = {_key_of(family, "embedding.weight"), _key_of(family, "head.weight")} if transformer.config.tied else set()
-    read: set[str] = set()
-    extra: list[str] = []
-    for key, tensor in _stored_tensors(folder, transformer.embedding.weight.device):
-        if key not in slots:
-            if not key.endswith("rotary_emb.inv_freq"):  # a buffer some old Llama checkpoints carry; recomputed here
-                extra.append(key)
-            continue
-        slot = slots[key]
-        if tensor.shape != slot.shape:
-            raise CheckpointError(f"{folder}: tensor {key} is {list(tensor.shape)}, expected {list(slot.shape)}")
-        if not tensor.dtype.is_floating_point:
-            raise CheckpointError(f"{folder}: tensor {key} is {tensor.dtype}; quantised weights are not supported")
-        if key in shared and shared & read and not torch.equal(tensor.to(slot.dtype), slot):
-            raise CheckpointError(f"{folder}: {' and '.join(sorted(shared))} differ, but the config ties them")
-        slot.copy_(tensor)
-        read.add(key)
-    optional = shared - {_key_of(family, "embedding.weight")}
-    missing = set(slots) - read - optional
+    if unnamed := sorted(_parameters_of(transformer).keys() - {name for _, name, _ in _slots(transformer, family)}):
+        raise CheckpointError(
+            f"{folder}: config.json asks for {unnamed[0]}, which {family.name} checkpoints never hold"
+        )
+    for key, tensor in stored.items():
+        if key in slots and tensor.shape != slots[key].shape:
+            expected = list(slots[key].shape)
+            raise CheckpointError(f"{tensor.file}: tensor {key} is {list(tensor.shape)}, expected {expected}")
+        if key in slots and tensor.dtype not in _FLOATS:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {key} is stored as {tensor.dtype}; quantised weights are not supported"
+            )
+    optional = {_key_of(family, "head.weight")} if transformer.config.tied else set()
+    missing = set(slots) - set(stored) - optional
+    extra = {key for key in stored if key not in slots and not key.endswith(_IGNORED)}
     if missing or extra:
         raise CheckpointError(f"{folder}: {_difference(missing, extra)}")
 
 
+def fill_weights(transformer: Transformer, stored: Mapping[str, StoredTensor], family: Family) -> None:
+    """Copies every tensor into place, read straight to the device. What is stored has been checked before.
+
+    Raises CheckpointError for NaN and Inf, and for two tied matrices that differ.
+    """
+    slots = dict(expected_slots(transformer, family))
+    shared = {_key_of(family, "embedding.weight"), _key_of(family, "head.weight")} if transformer.config.tied else set()
+    read: set[str] = set()
+    device = str(transformer.embedding.weight.device)
+    for file, keys in groupby((key for key in stored if key in slots), key=lambda key: stored[key].file):
+        try:
+            with safe_open(file, framework="pt", device=device) as shard:
+                for key in keys:
+                    tensor, slot = shard.get_tensor(key), slots[key]
+                    if key in shared and shared & read and not torch.equal(tensor.to(slot.dtype), slot):
+                        pair = " and ".join(sorted(shared))
+                        raise CheckpointError(f"{file}: {pair} differ, but the config ties them")
+                    slot.copy_(tensor)
+                    check_finite(f"{file}: tensor {key}", slot)
+                    read.add(key)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(file, error) from error
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raises CheckpointError for NaN and Inf, also those a narrower type makes; one pass, no copy."""
+    if values.numel() and not all(math.isfinite(float(end)) for end in torch.aminmax(values)):
+        dtype = str(values.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{name} holds NaN or Inf as {dtype}; the file is damaged or needs a wider --dtype")
+
+
 def expected_slots(transformer: Transformer, family: Family) -> Iterator[tuple[str, Tensor]]:
     """(checkpoint key, view of the parameter or of its part) for every tensor this model must find."""
+    return ((key, value) for key, _, value in _slots(transformer, family))
+
+
+def _slots(transformer: Transformer, family: Family) -> Iterator[tuple[str, str, Tensor]]:
+    """(checkpoint key, name of the parameter, view of it or of its part)."""
     config = transformer.config
-    parameters = dict(transformer.named_parameters(remove_duplicate=False))
+    parameters = _parameters_of(transformer)
     for key, target in family.keys.items():
         for layer in range(config.layers) if "{i}" in key else (None,):
             name, _, part = target.replace("{i}", str(layer)).partition("#")
@@ -56,55 +134,58 @@ def expected_slots(transformer: Transformer, family: Family) -> Iterator[tuple[s
             if part:
                 widths = config.qkv_widths if "qkv_proj" in name else (config.ffn_width, config.ffn_width)
                 value = torch.split(value, list(widths))[int(part)]
-            yield key.replace("{i}", str(layer)), value
+            yield key.replace("{i}", str(layer)), name, value
+
+
+def _parameters_of(transformer: Transformer) -> dict[str, Tensor]:
+    return dict(transformer.named_parameters(remove_duplicate=False))
 
 
 def _key_of(family: Family, parameter: str) -> str:
     return next(key for key, target in family.keys.items() if target == parameter)
 
 
-def _stored_tensors(folder: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of every shard, one at a time, read straight to the device; a key may occur only once."""
-    seen: set[str] = set()
-    for file in _weight_files(folder):
-        try:
-            with safe_open(file, framework="pt", device=str(device)) as shard:
-                for key in shard.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                    if key in seen:
-                        raise CheckpointError(f"{file}: tensor {key} is stored twice")
-                    seen.add(key)
-                    yield key, shard.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: not a readable safetensors file ({error}); download it again") from error
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file}: not a readable safetensors file ({error}); download it again")
 
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return _indexed_files(index)
-    files = sorted(folder.glob("*.safetensors"))
+    files = _indexed_files(index) if index.exists() else sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
         if pickles:
             raise CheckpointError(f"{folder}: only pickle weights ({pickles[0]}); refused, convert to safetensors")
         raise CheckpointError(f"{folder}: no .safetensors file")
+    for file in files:
+        _check_place(file)
     return files
+
+
+def _check_place(file: Path) -> None:
+    """A regular file of this folder, or a link within it or into the blobs of the hub's cache it belongs to."""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: not a file (a link that leads nowhere?); download it again")
+    home, target = file.parent.resolve(), file.resolve()
+    cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not (target.is_relative_to(home) or target.is_relative_to(cache)):
+        raise CheckpointError(f"{file}: a link to {target}, outside its folder; copy the file or load {target.parent}")
 
 
 def _indexed_files(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: not a safetensors index with a weight_map ({error!r})") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index}: shard {name!r} is not a .safetensors file beside the index")
-        if not (index.parent / name).exists():
-            raise CheckpointError(f"{index}: shard {name} is missing from the folder")
+        if "\0" in name or not (index.parent / name).exists():
+            raise CheckpointError(f"{index}: shard {name!r} is missing from the folder")
     return [index.parent / name for name in names]
 
 
-def _difference(missing: set[str], extra: list[str]) -> str:
+def _difference(missing: set[str], extra: set[str]) -> str:
     parts = []
     for title, keys in (("missing", sorted(missing)), ("unexpected", sorted(extra))):
         if keys:

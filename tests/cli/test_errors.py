@@ -23,10 +23,10 @@ ENTRY = [sys.executable, "-c", "from dllm_sparse.cli import main; main()"]
 
 @pytest.fixture
 def broken(toy: Path, tmp_path: Path) -> Path:
-    """The toy with a NaN in the up projection of layer 1."""
+    """The toy with weights in the up projection of layer 1 that overflow."""
     folder = Path(shutil.copytree(toy, tmp_path / "broken"))
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.transformer.blocks.1.up_proj.weight"][0, 0] = torch.nan
+    tensors["model.transformer.blocks.1.up_proj.weight"][0] = 3e38
     save_file(tensors, folder / "model.safetensors")
     return folder
 
