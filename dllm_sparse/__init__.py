@@ -31,7 +31,22 @@ if TYPE_CHECKING:
     from dllm_sparse.sparsity.config import SparsityConfig
     from dllm_sparse.sparsity.rules import top_p_mask
     from dllm_sparse.sparsity.sparsifier import Sparsifier, sparsify
-    from dllm_sparse.types import Observer, Site, Step, StepContext, StepResult, TokenClass
+    from dllm_sparse.types import (
+        BackendUnavailable,
+        CheckpointError,
+        DllmSparseError,
+        ModelNotFound,
+        NonFiniteActivations,
+        Observer,
+        PromptFileError,
+        Site,
+        Step,
+        StepContext,
+        StepResult,
+        TokenClass,
+        UnsupportedArchitecture,
+        UsageError,
+    )
 
 _HOMES = {
     "Generation": "generation",
@@ -69,19 +84,33 @@ _HOMES = {
     "StepContext": "types",
     "StepResult": "types",
     "TokenClass": "types",
+    "BackendUnavailable": "types",
+    "CheckpointError": "types",
+    "DllmSparseError": "types",
+    "ModelNotFound": "types",
+    "NonFiniteActivations": "types",
+    "PromptFileError": "types",
+    "UnsupportedArchitecture": "types",
+    "UsageError": "types",
 }
 
 __all__ = [
+    "BackendUnavailable",
     "CettReport",
     "CettResult",
+    "CheckpointError",
     "Comparison",
     "CriticalReport",
+    "DllmSparseError",
     "Generation",
     "LanguageModel",
     "LawFit",
     "LawsReport",
     "LayerReport",
+    "ModelNotFound",
+    "NonFiniteActivations",
     "Observer",
+    "PromptFileError",
     "SamplerConfig",
     "ScoringOptions",
     "Site",
@@ -91,6 +120,8 @@ __all__ = [
     "StepContext",
     "StepResult",
     "TokenClass",
+    "UnsupportedArchitecture",
+    "UsageError",
     "__version__",
     "activation_laws",
     "cett_report",
