@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.samplers.autoregressive import decode
 from dllm_sparse.samplers.canvas import Decoded
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.masked_diffusion import denoise
+from dllm_sparse.samplers.loops import fitted, loop_of
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.sparsifier import sparsify
 from dllm_sparse.types import Observer, UsageError
@@ -85,7 +84,7 @@ def generate(
     `prompt_ids` [B, P] with an optional 0/1 `attention_mask` [B, P]. Observers see steps and masks and change nothing.
     Raises UsageError for impossible options, NonFiniteActivations for NaN or Inf.
     """
-    sampler = sampler or SamplerConfig()
+    sampler = fitted(lm, sampler or SamplerConfig())
     if (prompts is None) == (prompt_ids is None):
         raise UsageError("give either prompts or prompt_ids")
     if prompts is not None:
@@ -93,7 +92,7 @@ def generate(
     else:
         assert prompt_ids is not None
         ids, mask = _given_ids(lm, prompt_ids, attention_mask)
-    loop = denoise if lm.kind == "diffusion" else decode
+    loop = loop_of(lm)
     with sparsify(lm, sparsity, observers) if sparsity else nullcontext() as handle:
         watching = (*observers, handle) if handle else tuple(observers)
         _synchronize(lm)

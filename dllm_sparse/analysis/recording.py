@@ -12,6 +12,7 @@ from dllm_sparse.analysis.tallies import MaskCounts
 from dllm_sparse.generation import encode, generate, left_padded
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
+from dllm_sparse.samplers.loops import fitted
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.sparsifier import sparsify
 from dllm_sparse.types import Observers, UsageError
@@ -50,6 +51,7 @@ def record(
 
     Raises UsageError for impossible options, and KeyboardInterrupt only when no batch was finished.
     """
+    sampler = fitted(lm, sampler)
     recorder = MaskRecorder(lm.kind, sampler, snapshot_every, deltas)
     done = Recording(recorder.counts(), [], [])
     try:

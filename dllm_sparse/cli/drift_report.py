@@ -91,6 +91,7 @@ def drift_report(
     Example: dllm-sparse drift-report --model llada-8b --p 0.8 --scope sequence --out report
     """
     from dllm_sparse.samplers.config import SamplerConfig
+    from dllm_sparse.samplers.loops import fitted
     from dllm_sparse.sparsity.config import SparsityConfig
 
     sampler = SamplerConfig(
@@ -112,8 +113,7 @@ def drift_report(
     texts = _prompts(prompts, limit)
     output = Output(as_json=as_json, quiet=quiet)
     lm = open_model(output, model, device, dtype, revision, engine)
-    if lm.kind == "diffusion":
-        sampler.check_blocks()
+    sampler = fitted(lm, sampler)
     use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
     _run(
         output,

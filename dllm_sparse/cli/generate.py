@@ -75,6 +75,7 @@ def generate(
     """
     from dllm_sparse.cli.sparsity import parse_schedule
     from dllm_sparse.samplers.config import SamplerConfig
+    from dllm_sparse.samplers.loops import fitted
     from dllm_sparse.sparsity.config import IDENTITY, SparsityConfig
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -110,8 +111,7 @@ def generate(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails now, not after an hour of decoding
     lm = open_model(output, model, device, dtype, revision, engine)
-    if lm.kind == "diffusion":
-        sampler.check_blocks()
+    sampler = fitted(lm, sampler)
     use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
     batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
     _check(output, lm, batches, sampler, chat=use_chat)

@@ -19,7 +19,7 @@ def open_model(
     from dllm_sparse.models.loading import load
 
     lm = load(model, device=device, dtype=dtype, revision=revision, engine=engine)
-    kind = "masked diffusion" if lm.kind == "diffusion" else "autoregressive"
+    kind = {"mask": "masked diffusion", "uniform": "uniform-noise diffusion", None: "autoregressive"}[lm.noise]
     precision = str(lm.dtype).removeprefix("torch.")
     output.say(f"{model}: {kind}, {lm.config.parameters / 1e6:,.1f}M parameters, {precision} on {lm.device}")
     if isinstance(lm.transformer, HookedTransformer):

@@ -16,6 +16,7 @@ from dllm_sparse.evaluation.plans import token_budget
 from dllm_sparse.evaluation.requests import Encoder, Pair
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
+from dllm_sparse.samplers.loops import draws, fitted
 from dllm_sparse.types import UsageError
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -50,7 +51,8 @@ class Text(NamedTuple):
             raise UsageError(f"generation option {json.dumps(sorted(known))} is not supported here")
         if sampler is None:
             sampler = _sampler(length)
-        sampler = replace(sampler, temperature=temperature if sampling else sampler.temperature, stop_at_eos=True)
+        heat = temperature if sampling else sampler.temperature
+        sampler = fitted(lm, replace(sampler, temperature=heat, stop_at_eos=True))
         prompt = encoder.encode(context) or ([] if encoder.prefix is None else [encoder.prefix])
         room = encoder.max_length - sampler.gen_length
         if room < 1 or not prompt:
@@ -70,7 +72,7 @@ def decode_jobs(
     groups: dict[SamplerConfig, list[int]] = {}
     for index, text in enumerate(texts):
         sampler = text.sampler
-        if sampler.temperature > 0 or sampler.remasking == "random":
+        if draws(lm, sampler):
             sampler = replace(sampler, seed=Pair(text.prompt, ()).seed(sampler.seed))
         groups.setdefault(sampler, []).append(index)
     jobs, rows = [], []

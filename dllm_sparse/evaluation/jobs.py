@@ -17,9 +17,8 @@ from dllm_sparse.analysis.exploitable import UnionCounter, ffn_speedup, shares
 from dllm_sparse.evaluation.batches import Batch, score
 from dllm_sparse.evaluation.processes import Processes
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.samplers.autoregressive import decode
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.masked_diffusion import denoise
+from dllm_sparse.samplers.loops import loop_of
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
 from dllm_sparse.sparsity.sparsifier import sparsify
@@ -59,8 +58,7 @@ class DecodeJob:
 
     def run(self, lm: LanguageModel, observers: Sequence[Observer]) -> tuple[Tensor, ...]:
         """The model's own loop, layer by layer: hardly two batches have one shape, so captured steps would not pay."""
-        loop = denoise if lm.kind == "diffusion" else decode
-        decoded = loop(lm, self.prompts, self.mask, replace(self.sampler, execution="eager"), observers)
+        decoded = loop_of(lm)(lm, self.prompts, self.mask, replace(self.sampler, execution="eager"), observers)
         return (decoded.ids[:, self.prompts.shape[1] :],)
 
 

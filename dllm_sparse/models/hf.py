@@ -1,4 +1,5 @@
-"""`wrap` and the transformers engine: any causal LM with a GLU, a plain MLP or packed experts becomes a LanguageModel.
+"""`wrap` and the transformers engine: any causal LM with a GLU, a plain MLP or packed experts becomes a LanguageModel,
+and so does DiffusionGemma.
 
 Safetensors only; no remote code. Native families run in the native engine unless `engine="transformers"` is asked for.
 """
@@ -15,6 +16,7 @@ from torch import nn
 
 from dllm_sparse.models.config import Activation
 from dllm_sparse.models.hooked import HookedConfig, HookedTransformer
+from dllm_sparse.models.hooked_denoiser import DENOISERS, HookedDenoiser, find_denoiser_ffns
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.layouts import find_ffns
 from dllm_sparse.models.loading import tokenizer_reader
@@ -35,18 +37,19 @@ def wrap(
     revision: str | None = None,
     read_tokenizer: Callable[[], Any] | None = None,
 ) -> LanguageModel:
-    """A transformers causal LM already in memory, on whatever devices, as a LanguageModel; its weights stay its own.
+    """A transformers LM already in memory, on whatever devices, as a LanguageModel; its weights stay its own.
 
     Works under accelerate (`device_map="auto"`, offloading). Raises UnsupportedArchitecture where no FFN is found.
     """
     text = model.config.get_text_config(decoder=True)
-    found = find_ffns(model, text.model_type, text.num_hidden_layers, text.hidden_size)
+    denoises = model.config.model_type in DENOISERS
+    found = _find(model, text)
     model.eval()
-    network = HookedTransformer(model, _describe(model, text), found)
+    network = (HookedDenoiser if denoises else HookedTransformer)(model, _describe(model, text), found)
     title = name or getattr(model.config, "_name_or_path", "") or text.model_type
     return LanguageModel(
         title,
-        "autoregressive",
+        "diffusion" if denoises else "autoregressive",
         network.config,
         network,
         tokenizer,
@@ -64,7 +67,6 @@ def load_with_transformers(
 
     Raises UnsupportedArchitecture before any weight is read, CheckpointError for missing, extra or unreadable weights.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     config = known_config(folder)
@@ -76,7 +78,7 @@ def load_with_transformers(
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = _class_of(config).from_pretrained(
             str(folder), trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -93,25 +95,39 @@ def load_with_transformers(
 
 
 def known_config(folder: Path) -> Any:
-    """transformers' own configuration of a folder, or None where it knows no causal LM for it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """transformers' own configuration of a folder, or None where it knows no causal LM or DENOISERS class for it."""
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (ValueError, KeyError, OSError):
         return None
-    return config if type(config) in AutoModelForCausalLM._model_mapping else None
+    return config if _class_of(config) is not None else None
+
+
+def _class_of(config: Any) -> Any:
+    """The class of transformers that runs a configuration as a language model; None where there is none."""
+    import transformers
+
+    if title := DENOISERS.get(config.model_type):
+        return getattr(transformers, title)
+    mapping = transformers.AutoModelForCausalLM._model_mapping
+    return mapping.get(type(config), None)
+
+
+def _find(model: Any, text: Any) -> Any:
+    """The FFNs, as the network of this kind of model takes them."""
+    if model.config.model_type in DENOISERS:
+        return find_denoiser_ffns(model, text)
+    return find_ffns(model, text.model_type, text.num_hidden_layers, text.hidden_size)
 
 
 def _check_structure(config: Any, folder: Path) -> None:
     """Builds the model without memory and looks for its FFNs."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    text = config.get_text_config(decoder=True)
+        empty = _class_of(config)(config)
     try:
-        find_ffns(empty, text.model_type, text.num_hidden_layers, text.hidden_size)
+        _find(empty, config.get_text_config(decoder=True))
     except UnsupportedArchitecture as error:
         raise UnsupportedArchitecture(f"{folder}: {error}") from None
 
@@ -121,17 +137,18 @@ def _describe(model: Any, text: Any) -> HookedConfig:
     generation = getattr(model, "generation_config", None)
     eos = _ids(getattr(generation, "eos_token_id", None)) or _ids(getattr(text, "eos_token_id", None))
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
+    attention = _first_layer(text)
     limits = (getattr(text, name, None) for name in _POSITION_NAMES)
     return HookedConfig(
         vocab_size=int(text.vocab_size),
         width=int(text.hidden_size),
         layers=int(text.num_hidden_layers),
         heads=heads,
-        kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // max(heads, 1)),
+        kv_heads=int(getattr(attention, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(attention, "head_dim", None) or text.hidden_size // max(heads, 1)),
         ffn_width=_ffn_width(text),
         max_positions=int(next((limit for limit in limits if limit), _DEFAULT_POSITIONS)),
-        causal=True,
+        causal=model.config.model_type not in DENOISERS,
         activation=_activation(text),
         bos_token_id=next(iter(_ids(getattr(text, "bos_token_id", None))), None),
         eos_token_id=next(iter(eos), None),
@@ -140,7 +157,14 @@ def _describe(model: Any, text: Any) -> HookedConfig:
         architecture=type(model).__name__,
         parameter_count=_count(model),
         experts=int(getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 0),
+        canvas_length=int(getattr(model.config, "canvas_length", None) or 0),
     )
+
+
+def _first_layer(text: Any) -> Any:
+    """The configuration of the first layer, where layers differ: transformers then refuses to speak for all."""
+    own = getattr(text, "per_layer_config", None)
+    return own[0] if own else text
 
 
 def _ffn_width(text: Any) -> int:

@@ -30,6 +30,7 @@ class HookedConfig(TransformerConfig):
     architecture: str
     parameter_count: int
     experts: int = 0
+    canvas_length: int = 0  # tokens denoised together from uniform noise; 0: no such model
 
     @property
     def parameters(self) -> int:
@@ -53,11 +54,10 @@ class HookedTransformer(Transformer):
     def __init__(self, model: nn.Module, config: HookedConfig, found: Found) -> None:
         nn.Module.__init__(self)
         self.config, self.model, self.found = config, model, found
-        self._hooked: list[HookedFFN | HookedExperts] = [
-            HookedFFN(self, ffn) if ffn.experts is None else HookedExperts(self, ffn) for ffn in found.ffns
-        ]
+        self._hooked = hooked_ffns(self, found)
         self._attentions: list[HookedAttention] | None = None
-        self._context: StepContext | None = None
+        self.context: StepContext | None = None
+        self.experts_implementation: str | None = None  # transformers' own, while ours stands in for it
         self._accepted = inspect.signature(model.forward).parameters
 
     @property
@@ -69,8 +69,7 @@ class HookedTransformer(Transformer):
     def attentions(self) -> Sequence[Any]:
         """The attention of every layer, found when first asked for: only some sites need it."""
         if self._attentions is None:
-            blocks = {ffn.layer: ffn.root for ffn in self.found.ffns}
-            self._attentions = [HookedAttention(self, layer, block) for layer, block in sorted(blocks.items())]
+            self._attentions = hooked_attentions(self, self.found)
         return self._attentions
 
     @property
@@ -91,9 +90,18 @@ class HookedTransformer(Transformer):
 
         return HookedCache(DynamicCache(config=self.model.config), length)
 
+    @contextmanager
+    def running(self, context: StepContext) -> Iterator[None]:
+        """The context of the forward inside the block."""
+        self.context = context
+        try:
+            yield
+        finally:
+            self.context = None
+
     def context_for(self, device: torch.device) -> StepContext:
         """The context of the running forward, its classes where the layer is."""
-        context = self._context
+        context = self.context
         assert context is not None
         if context.token_class.device == device:
             return context
@@ -120,13 +128,9 @@ class HookedTransformer(Transformer):
         if "position_ids" in self._accepted:
             options["position_ids"] = positions.expand(ids.shape)
         if cache is not None:
-            options["past_key_values"] = cache.past
-        self._context = context
-        try:
-            with self._only(rows):
-                logits: Tensor = self.model(input_ids=ids, **options).logits
-        finally:
-            self._context = None
+            options["cache" if "cache" in self._accepted else "past_key_values"] = cache.past  # its name since 5.24
+        with self.running(context), self._only(rows):
+            logits: Tensor = self.model(input_ids=ids, **options).logits
         return logits if isinstance(rows, slice) else logits[0]
 
     @contextmanager
@@ -159,3 +163,14 @@ class HookedTransformer(Transformer):
             module, _, leaf = own.rpartition(".")
             with aligned(self.get_submodule(module), torch.device("cpu")):
                 yield name, getattr(self.get_submodule(module), leaf)
+
+
+def hooked_ffns(network: HookedTransformer, found: Found) -> list[HookedFFN | HookedExperts]:
+    """What was found, ready for hooks."""
+    return [HookedFFN(network, ffn) if ffn.experts is None else HookedExperts(network, ffn) for ffn in found.ffns]
+
+
+def hooked_attentions(network: HookedTransformer, found: Found) -> list[HookedAttention]:
+    """The attentions of the layers whose FFNs were found, ready for hooks."""
+    blocks = {ffn.layer: ffn.root for ffn in found.ffns}
+    return [HookedAttention(network, layer, block) for layer, block in sorted(blocks.items())]

@@ -12,9 +12,10 @@ from dllm_sparse.types import SiteName, UnsupportedArchitecture
 if TYPE_CHECKING:
     from dllm_sparse.models.hooked import HookedTransformer
 
-INPUTS = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("c_attn",))
+INPUTS = (("q_proj", "k_proj", "v_proj"), ("q_proj", "k_proj"), ("qkv_proj",), ("query_key_value",), ("c_attn",))
 OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
-"""Children of an attention module: projections of the same input, and the one that reads what attention gives."""
+"""Children of an attention module: projections of the same input (some use the keys as values, too), and the one that
+reads what attention gives."""
 
 
 class HookedAttention(HookedModule):

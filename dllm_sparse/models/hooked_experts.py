@@ -57,12 +57,28 @@ class HookedExperts(HookedModule):
         _register_experts()
         settings = self.module.config
         before = settings._experts_implementation
+        if before != EXPERTS_NAME:
+            self.network.experts_implementation = before
         settings._experts_implementation = EXPERTS_NAME
         self.undo.append(lambda: setattr(settings, "_experts_implementation", before))
 
     def run(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """[B * T, D] and its routing [B * T, k] -> [B * T, D], expert by expert."""
+        """[B * T, D] and its routing [B * T, k] -> [B * T, D], expert by expert.
+
+        Where no tap changed a value, transformers' own implementation decides the last bits.
+        """
         assert self.listening is not None
+        touched = False
+
+        def noted(tap: Tap) -> Tap:
+            def watching(name: SiteName, values: Tensor) -> Tensor:
+                nonlocal touched
+                masked = tap(name, values)
+                touched |= masked is not values
+                return masked
+
+            return watching
+
         context = self.network.context_for(hidden.device)
         classes = context.token_class.flatten()
         result = torch.zeros_like(hidden)
@@ -71,10 +87,19 @@ class HookedExperts(HookedModule):
             if not len(tokens):
                 continue
             part = StepContext(context.step, classes[tokens][None], guided=context.guided)
-            output = self._expert(expert, hidden[tokens], self.listening.tap(self, part, expert))
+            output = self._expert(expert, hidden[tokens], noted(self.listening.tap(self, part, expert)))
             weighted = output * top_k_weights[tokens, place, None]
             result.index_add_(0, tokens, weighted.to(result.dtype))
-        return result
+        return result if touched else self._dense(hidden, top_k_index, top_k_weights)
+
+    def _dense(self, *arguments: Tensor) -> Tensor:
+        settings = self.module.config
+        settings._experts_implementation = self.network.experts_implementation
+        try:
+            output: Tensor = self.module.forward(*arguments)
+            return output
+        finally:
+            settings._experts_implementation = EXPERTS_NAME
 
     def _expert(self, expert: int, x: Tensor, tap: Tap) -> Tensor:
         """One expert's FFN on [N, D]; taps see [1, N, n]."""

@@ -39,6 +39,7 @@ class HookedModule:
         self.network, self.layer = network, layer
         self.listening: Tapper | None = None
         self.undo: list[Callable[[], None]] = []
+        self.twin: HookedModule | None = None  # the same weights in another module, tapped along with these
 
     @property
     def override(self) -> Tapper | None:
@@ -50,6 +51,8 @@ class HookedModule:
         while self.undo:
             self.undo.pop()()
         self.listening = None
+        if self.twin is not None:
+            self.twin.override = override
         if override is None:
             return
         if not hasattr(override, "tap"):

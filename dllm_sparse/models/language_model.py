@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Engine = Literal["native", "transformers"]
+Noise = Literal["mask", "uniform"]
 
 
 class LanguageModel:
@@ -52,8 +53,15 @@ class LanguageModel:
 
     @property
     def mask_token_id(self) -> int | None:
-        """Id of the mask token; None for an autoregressive model."""
+        """Id of the mask token; None for an autoregressive or a uniform-noise model."""
         return self.config.mask_token_id
+
+    @property
+    def noise(self) -> Noise | None:
+        """What a diffusion model denoises: mask tokens, or tokens drawn uniformly; None for an autoregressive model."""
+        if self.kind == "autoregressive":
+            return None
+        return "uniform" if self.mask_token_id is None else "mask"
 
     @property
     def device(self) -> torch.device:

@@ -30,7 +30,7 @@ def _plain(first: str, down: str, activation: str, module: str = "mlp.") -> Layo
 _GLU_TYPES = (
     *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "smollm3"),
     *("olmo", "olmo2", "olmo3", "granite", "stablelm", "cohere", "cohere2", "helium", "exaone4", "seed_oss"),
-    *("mixtral", "olmoe", "qwen3_moe"),
+    *("mixtral", "olmoe", "qwen3_moe", "diffusion_gemma_text"),
 )
 _UP_DOWN = _plain("up_proj", "down_proj", "act_fn")
 

@@ -58,11 +58,12 @@ def drift_report(
     Raises UsageError for impossible options, NonFiniteActivations for NaN or Inf.
     """
     from dllm_sparse.samplers.config import SamplerConfig
+    from dllm_sparse.samplers.loops import fitted
     from dllm_sparse.sparsity.config import SparsityConfig
 
     started = time.perf_counter()
     texts = bundled_prompts(DEFAULT_COUNT) if prompts is None else prompts
-    sampler, sparsity = sampler or SamplerConfig(), sparsity or SparsityConfig()
+    sampler, sparsity = fitted(lm, sampler or SamplerConfig()), sparsity or SparsityConfig()
     options = {
         "apply": apply,
         "batch_size": batch_size,

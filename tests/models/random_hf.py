@@ -70,3 +70,27 @@ def saved_model(name: str, folder: Path, **changes: Any) -> Any:
     model = random_model(name, **changes)
     model.save_pretrained(folder)
     return model
+
+
+def random_denoiser(**changes: Any) -> Any:
+    """A seeded random DiffusionGemma: canvases of 8 tokens, 6 steps each, a few tokens accepted a step."""
+    text = {**SHAPE, "head_dim": 8, "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}
+    text |= {"sliding_window": 16, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 24, **changes}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    vision = {**sizes, "num_hidden_layers": 1, "head_dim": 8, "position_embedding_size": 16}
+    config = transformers.DiffusionGemmaConfig(
+        text_config=transformers.DiffusionGemmaTextConfig(**text),
+        vision_config=transformers.Gemma4VisionConfig(**vision),
+        canvas_length=8,
+        initializer_range=text["initializer_range"],
+        image_token_id=text["vocab_size"] - 1,
+    )
+    torch.manual_seed(0)
+    model = transformers.DiffusionGemmaForBlockDiffusion(config)
+    generator = torch.Generator().manual_seed(1)
+    for key, parameter in model.named_parameters():
+        if "norm" in key or "scale" in key:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    bound = transformers.models.diffusion_gemma.generation_diffusion_gemma.EntropyBoundSamplerConfig(entropy_bound=6.0)
+    model.generation_config.update(max_denoising_steps=6, sampler_config=bound, pad_token_id=text["pad_token_id"])
+    return model.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ import dllm_sparse as ds
 from dllm_sparse.models.layouts import find_ffns
 from dllm_sparse.types import CheckpointError, UnsupportedArchitecture, UsageError
 from tests.helpers import GOLDEN, Recorder, left_padded, random_ids
-from tests.models.random_hf import CLASSES, MIXTURES, random_model, saved_model
+from tests.models.random_hf import CLASSES, MIXTURES, random_denoiser, random_model, saved_model
 
 DENSE = [name for name in CLASSES if name not in MIXTURES]
 GATED = ("llama", "gemma3", "olmo2", "phi3")
@@ -256,6 +256,23 @@ def test_engines_are_chosen_by_what_can_run(tmp_path: Path) -> None:
         ds.load(str(GOLDEN / "llada-tiny"), device="cpu", engine="transformers")
     with pytest.raises(UsageError, match="auto, native, transformers"):
         ds.load(str(tmp_path), engine="magic")  # type: ignore[arg-type]
+
+
+def test_diffusion_gemma_is_loaded_and_other_denoisers_are_refused(tmp_path: Path) -> None:
+    import transformers
+
+    saved = random_denoiser()
+    saved.save_pretrained(tmp_path / "gemma")
+    lm = ds.load(str(tmp_path / "gemma"), device="cpu")
+    assert (lm.engine, lm.kind, lm.noise, lm.config.canvas_length) == ("transformers", "diffusion", "uniform", 8)  # type: ignore[attr-defined]
+    assert lm.config.parameters == sum(parameter.numel() for parameter in saved.parameters())
+    assert torch.equal(lm.logits(IDS), ds.wrap(saved).logits(IDS))
+    assert "GLU" in lm.transformer.found.sentences[1]  # type: ignore[attr-defined]
+    # A drafter that fills the blanks of a larger model, and a mixture that denoises pictures: no language models.
+    for config in (transformers.MuseGlimmerAssistantConfig(), transformers.AutoConfig.for_model("cosmos3_omni")):
+        config.save_pretrained(tmp_path / "other")
+        with pytest.raises(UnsupportedArchitecture, match=config.model_type):
+            ds.load(str(tmp_path / "other"), device="cpu")
 
 
 def test_missing_tensors_and_pickle_weights_are_refused(tmp_path: Path) -> None:
