@@ -227,3 +227,12 @@ def test_nothing_is_left_behind_and_bad_values_are_named(lm: ds.LanguageModel) -
     assert "_denoising_step" not in vars(model)
     assert model.config.text_config._experts_implementation != "dllm_sparse"
     assert lm.transformer.context is None
+
+
+def test_attention_inputs_are_masked_in_encoder_and_decoder(lm: ds.LanguageModel) -> None:
+    seen, config = Recorder(), ds.SparsityConfig(p=0.7, sites="all_linear")
+    out = ds.generate(lm, prompt_ids=IDS[:1], sampler=SAMPLER, sparsity=config, observers=(seen,))
+    assert out.sparsity is not None
+    assert min(out.sparsity["attention_input"], out.sparsity["attention_output"]) > 0.1
+    starts = {context.start for site, _, _, context in seen.masks if site == (1, "attention_input", -1)}
+    assert starts == {0, 11, 19}
