@@ -90,6 +90,11 @@ class StepResult:
 class Observer:
     """Watches a generation. Every method is optional; an observer never changes what is decided."""
 
+    @property
+    def needs_every_row(self) -> bool:
+        """Whether every forward must hold every row; if nobody needs that, rows with nothing left to decide leave."""
+        return True
+
     def on_start(self, ids: Tensor, token_class: Tensor) -> None:
         """The canvas [B, L] and the class of each position before the first step."""
 

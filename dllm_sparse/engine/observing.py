@@ -5,7 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from dllm_sparse.engine.forward import FFNRunner, FixedForward
-from dllm_sparse.types import Observer, Step
+from dllm_sparse.models.language_model import LanguageModel
+from dllm_sparse.types import Observer, Observers, Step
+
+
+def rows_may_leave(lm: LanguageModel, observers: Observers) -> bool:
+    """Whether forwards may feed only the rows that still have something to decide: nothing that watches them, or
+    computes their FFNs, needs every row."""
+    overrides = (ffn.override for ffn in lm.transformer.ffns if ffn.override is not None)
+    return not any(getattr(one, "needs_every_row", True) for one in (*observers, *overrides))
 
 
 class StepClock(Observer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -42,6 +43,7 @@ class LanguageModel:
         self.name, self.kind, self.config, self.transformer = name, kind, config, transformer
         self.family, self.revision, self.engine = family, revision, engine
         self.graphs: tuple[tuple[object, ...], object] | None = None  # captured steps, kept for the next generation
+        self.graphs_lock = Lock()  # held while they decode: they share buffers, so another thread waits
         self._tokenizer, self._read_tokenizer = tokenizer, read_tokenizer
 
     @property

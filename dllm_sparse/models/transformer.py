@@ -7,6 +7,7 @@ Shapes: B rows, T tokens of this forward, S cached length, D width, F FFN width,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Protocol
 
 import torch
@@ -113,6 +114,25 @@ class KVCache:
     def length(self) -> int:
         """Canvas positions the buffers can hold."""
         return self.keys.shape[3]
+
+    def front(self, rows: int) -> KVCache:
+        """The cache of the first rows alone, in the same memory."""
+        view = copy(self)
+        view.keys, view.values = self.keys[:, :rows], self.values[:, :rows]
+        return view
+
+    def take(self, rows: Tensor) -> KVCache:
+        """The cache of these rows [R], ascending, which move to the front of the same memory."""
+        places = torch.arange(len(rows), device=rows.device)
+        away = rows != places
+        self.move(rows[away], places[away])
+        return self.front(len(rows))
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copies rows [N] `source` to the places [N] `target`; layer by layer, so that little memory is needed."""
+        for buffer in (self.keys, self.values):
+            for layer in buffer:
+                layer[target] = layer[source]
 
     def update(self, layer: int, start: int, key: Tensor, value: Tensor, visible: int) -> tuple[Tensor, Tensor]:
         """Stores [B, kv_heads, T, head_dim] at `start` and returns the first `visible` positions."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm_sparse.engine.observing import GraphableObserver, StepClock
+from dllm_sparse.engine.observing import GraphableObserver, StepClock, rows_may_leave
 from dllm_sparse.models.language_model import LanguageModel, rotary_positions
+from dllm_sparse.models.transformer import KVCache
+from dllm_sparse.samplers.autoregressive_steps import AutoregressiveGraphs
 from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.confidence import choose_tokens, token_probabilities
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.graph_steps import AutoregressiveGraphs, graphable, kept_graphs, on_device
+from dllm_sparse.samplers.graph_buffers import kept_graphs, on_device
+from dllm_sparse.samplers.graph_steps import graphable
 from dllm_sparse.samplers.masked_diffusion import check_context
 from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, TokenClass
 
@@ -32,7 +35,7 @@ def decode(
     check_context(lm, prompt.shape[1], config.gen_length)
     as_graphs, masking = graphable(lm, config, observers, config.gen_length)
     if as_graphs:
-        with on_device(lm):
+        with lm.graphs_lock, on_device(lm):
             return _decode_as_graphs(lm, prompt.to(lm.device), attention_mask, config, observers, masking)
     loop = _Loop(lm, prompt.to(lm.device), attention_mask, config, observers)
     for index in range(config.gen_length):
@@ -50,7 +53,11 @@ def _decode_as_graphs(
     observers: Observers,
     masking: GraphableObserver | None,
 ) -> Decoded:
-    """The same decoding, each token one replay of a captured graph; the host waits only if it may stop early."""
+    """The same decoding, each token one replay of a captured graph.
+
+    If rows may end, the host reads which have while the next token is under way. Once all have, that token is one too
+    many: it fed ended rows only, which changes nothing, and does not count.
+    """
     stop_ids, fill = _end_ids(lm, config)
     mask = None if attention_mask is None else attention_mask.to(lm.device)
     canvas = Canvas(prompt, mask, config.gen_length, fill)
@@ -64,12 +71,22 @@ def _decode_as_graphs(
     for observer in clocks:
         observer.on_start(canvas.ids, torch.zeros_like(canvas.ids))
     graphs.load(canvas)
-    forwards = 1
-    while forwards < config.gen_length and not (config.stop_at_eos and graphs.all_finished()):
+    leaves, forwards = rows_may_leave(lm, observers), 1
+    if config.stop_at_eos:
+        graphs.flags.post()
+    while forwards < config.gen_length:
         _tell(clocks, forwards - 1, config)
         graphs.run()
+        if config.stop_at_eos:
+            graphs.flags.post()
+            ended = graphs.flags.read()
+            if all(ended):
+                break
+            if leaves:
+                graphs.leave(ended, config.gen_length - forwards, keep_cache=True)
         forwards += 1
-    _tell(clocks, forwards - 1, config)
+    else:
+        _tell(clocks, forwards - 1, config)
     graphs.store(canvas)
     if masking is not None and graphs.ffn is not None:
         masking.graph_stop(graphs.ffn)
@@ -83,6 +100,8 @@ def _tell(clocks: list[StepClock], index: int, config: SamplerConfig) -> None:
 
 
 class _Loop:
+    """One token per step for the `rows` [R] that are fed: rows that ended leave, if nobody needs them."""
+
     def __init__(
         self,
         lm: LanguageModel,
@@ -103,6 +122,8 @@ class _Loop:
             self.mask = torch.nn.functional.pad(attention_mask.to(prompt.device), (0, config.gen_length), value=1)
             self.positions = rotary_positions(self.mask)
         self.cache = lm.transformer.new_cache(prompt.shape[0], total)
+        self.rows = torch.arange(prompt.shape[0], device=prompt.device)
+        self._rows_leave = isinstance(self.cache, KVCache) and rows_may_leave(lm, observers)
         self.finished = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
         self.commit_step = torch.full_like(self.ids[:, self.prompt_length :], -1)
         self.forwards = 0
@@ -113,13 +134,13 @@ class _Loop:
         """One forward over what is not cached yet, one token per row."""
         start = 0 if step.index == 0 else self.length - 1
         window = slice(start, self.length)
-        context = StepContext(step, self._classes(start, self.length), start)
-        mask = None if self.mask is None else self.mask[:, : self.length]
+        context = StepContext(step, self._classes(start, self.length)[self.rows], start)
+        mask = None if self.mask is None else self.mask[self.rows, : self.length]
         logits = self.lm.transformer(
-            self.ids[:, window],
+            self.ids[self.rows, window],
             start=start,
             attention_mask=mask,
-            positions=self.positions[:, window],
+            positions=self.positions[self.rows, window],
             cache=self.cache,
             rows=slice(-1, None),
             context=context,
@@ -131,7 +152,10 @@ class _Loop:
     def _decide(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         uniform = None
         if self.config.temperature > 0:
-            uniform = torch.rand(logits.shape, dtype=torch.float64, generator=self.generator).to(logits.device)
+            # Drawn for all rows: those that left change nobody's numbers.
+            shape = (len(self.ids), *logits.shape[1:])
+            drawn = torch.rand(shape, dtype=torch.float64, generator=self.generator)
+            uniform = drawn[self.rows.cpu()].to(logits.device)
         token = choose_tokens(logits, self.config.temperature, uniform)
         if not bool(torch.isfinite(logits.gather(-1, token.unsqueeze(-1))).all()):
             raise NonFiniteActivations(f"NaN or Inf in the logits at step {step.index}")
@@ -139,18 +163,25 @@ class _Loop:
 
     def _commit(self, token: Tensor, confidence: Tensor, step: Step) -> None:
         fresh = ~self.finished
-        self.ids[:, self.length] = torch.where(fresh, token, self.fill)
+        self.ids[self.rows, self.length] = torch.where(fresh[self.rows], token, self.fill)
         self.commit_step[fresh, self.length - self.prompt_length] = step.index
         if self.config.stop_at_eos:
-            self.finished |= torch.isin(token, self.stop_ids)
+            self.finished[self.rows] |= torch.isin(token, self.stop_ids)
         if self.observers:
             committed = torch.zeros_like(self.ids, dtype=torch.bool)
             committed[:, self.length] = fresh
             whole = torch.full(self.ids.shape, -torch.inf, device=self.ids.device)
-            whole[:, self.length] = confidence
+            whole[self.rows, self.length] = confidence
             for observer in self.observers:
                 observer.on_step(step, StepResult(self.ids, committed, whole))
         self.length += 1
+        if self.config.stop_at_eos and self._rows_leave:
+            self._leave()
+
+    def _leave(self) -> None:
+        awake = (~self.finished[self.rows]).nonzero().squeeze(1)
+        if 0 < len(awake) < len(self.rows):
+            self.rows, self.cache = self.rows[awake], self.cache.take(awake)
 
     def _classes(self, start: int, stop: int) -> Tensor:
         """The token fed to a decoding step was committed by the step before; rows that ended are padding."""

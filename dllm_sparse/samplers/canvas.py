@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,7 @@ class Canvas:
         self.given = self.ids != self.mask_id
         self.committed = torch.zeros_like(self.given)
         self.commit_step = torch.full_like(self.ids[:, self.prompt_length :], -1)
+        self.ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
 
     @property
     def padded(self) -> bool:
@@ -45,8 +47,34 @@ class Canvas:
         return self.attention_mask is not None and not bool(self.attention_mask.all())
 
     def masked(self) -> Tensor:
-        """Positions [B, L] that still hold a mask."""
-        return self.ids == self.mask_id
+        """Positions [B, L] that are still to be decided."""
+        return (self.ids == self.mask_id) & ~self.ended[:, None]
+
+    def take(self, rows: Tensor) -> Canvas:
+        """The canvas of these rows [R] alone; `put` brings back what becomes of it."""
+        part = copy(self)
+        for name, values in self._per_row():
+            setattr(part, name, values[rows])
+        return part
+
+    def put(self, rows: Tensor, part: Canvas) -> None:
+        """Takes over rows [R] from a canvas made by `take`."""
+        for name, values in self._per_row():
+            values[rows] = getattr(part, name)
+
+    def _per_row(self) -> list[tuple[str, Tensor]]:
+        return [(name, values) for name, values in vars(self).items() if isinstance(values, Tensor)]
+
+    def end_rows(self, eos: int | None, end: int) -> bool:
+        """Ends rows with an EOS among what was generated before position `end`; True once all have ended.
+
+        Behind `end` they are filled with EOS, as if each were decoded alone.
+        """
+        if eos is None:
+            return False
+        self.ended |= (self.ids[:, self.prompt_length : end] == eos).any(-1)
+        self.ids[:, end:].masked_fill_(self.ended[:, None], eos)
+        return bool(self.ended.all())
 
     def token_class(self) -> Tensor:
         """Class [B, L] int8 of every position before the next step."""
@@ -56,6 +84,7 @@ class Canvas:
         classes[self.masked()] = TokenClass.MASKED
         if self.attention_mask is not None:
             classes[self.attention_mask == 0] = TokenClass.PADDING
+        classes[self.ended] = TokenClass.PADDING
         return classes
 
     def commit(self, picked: Tensor, tokens: Tensor, start: int, step: Step) -> None:

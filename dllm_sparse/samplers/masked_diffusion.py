@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm_sparse.engine.observing import GraphableObserver, StepClock
+from dllm_sparse.engine.observing import GraphableObserver, StepClock, rows_may_leave
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable, kept_graphs, on_device
+from dllm_sparse.samplers.graph_buffers import kept_graphs, on_device
+from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable
 from dllm_sparse.samplers.schedule import transfer_counts
 from dllm_sparse.samplers.steps import Steps, end_of_text
 from dllm_sparse.types import Observers, Step, UsageError
@@ -48,7 +48,7 @@ def denoise(
     as_graphs, masking = graphable(lm, config, observers, planned)
     # Masks in the prompt compete too: which rows need logits is then known only step by step.
     if as_graphs and not bool(canvas.masked()[:, : canvas.prompt_length].any()):
-        with on_device(lm):
+        with lm.graphs_lock, on_device(lm):
             decoded = _GraphLoop(lm, canvas, config, observers, masking).decode()
         if decoded is not None:
             return decoded
@@ -56,7 +56,8 @@ def denoise(
     loop = _Loop(lm, canvas, config, observers)
     for block in range(config.blocks):
         loop.run_block(block)
-        if config.stop_at_eos and all_ended(canvas, config, block, loop.eos):
+        loop.gather()
+        if config.stop_at_eos and canvas.end_rows(loop.eos, block_end(canvas, config, block)):
             break
     return Decoded(canvas.ids, loop.forwards, canvas.commit_step)
 
@@ -72,17 +73,17 @@ def check_context(lm: LanguageModel, prompt_length: int, gen_length: int) -> Non
         )
 
 
-def all_ended(canvas: Canvas, config: SamplerConfig, block: int, eos: int | None) -> bool:
-    """True once every row holds an EOS in the blocks finished so far; what follows is then filled with EOS."""
-    end = canvas.prompt_length + (block + 1) * config.block_length
-    if eos is None or not bool((canvas.ids[:, canvas.prompt_length : end] == eos).any(-1).all()):
-        return False
-    canvas.ids[:, end:] = eos
-    return True
+def block_end(canvas: Canvas, config: SamplerConfig, block: int) -> int:
+    """The canvas position behind a block."""
+    return canvas.prompt_length + (block + 1) * config.block_length
 
 
 class _GraphLoop:
-    """The same steps as `_Loop`, each one replay of a captured graph; the host waits for nothing but a threshold."""
+    """The same steps as `_Loop`, each one replay of a captured graph; the host waits for nothing but a threshold.
+
+    There it reads one flag a row and step. To launch the next step before would be exact, but it would feed a finished
+    block for nothing once per block, which costs more than the gaps between launches.
+    """
 
     def __init__(
         self,
@@ -99,6 +100,8 @@ class _GraphLoop:
         key = ("diffusion", tuple(canvas.ids.shape), canvas.padded, rules, masking.graph_key() if masking else None)
         ffn = masking.graph_ffn if masking else None
         self.graphs = kept_graphs(lm, key, lambda: DiffusionGraphs(lm, canvas, config, ffn))
+        self.leaves = rows_may_leave(lm, observers)
+        self.ended = [False] * len(canvas.ids)
         self.forwards = 0
 
     def decode(self) -> Decoded | None:
@@ -109,8 +112,10 @@ class _GraphLoop:
             self._run_block(block)
             if config.stop_at_eos:
                 graphs.store(canvas)
-                if all_ended(canvas, config, block, self.eos):
+                if canvas.end_rows(self.eos, block_end(canvas, config, block)):
                     break
+                graphs.take(canvas)
+                self.ended = canvas.ended.tolist()
         else:
             graphs.store(canvas)
         if bool(graphs.masks_won):
@@ -122,6 +127,8 @@ class _GraphLoop:
     def _run_block(self, block: int) -> None:
         config, length = self.config, self.canvas.ids.shape[1]
         begin = self.canvas.prompt_length + block * config.block_length
+        left = (config.blocks - block) * config.steps_per_block
+        self.graphs.begin_block(self.ended, left, leave=self.leaves)
         quotas = transfer_counts(config.block_length, config.steps_per_block)
         if config.early_block_exit or config.cache != "none":
             quotas = [quota for quota in quotas if quota]
@@ -133,8 +140,13 @@ class _GraphLoop:
             for clock in self.clocks:
                 clock.graph_step(Step(self.forwards, config.blocks * config.steps_per_block, block, index))
             self.forwards += 1
-            if not config.by_quota and not self.graphs.unfinished():
+            if config.by_quota:
+                continue
+            resting = self.graphs.resting_rows()
+            if all(resting):
                 return
+            if self.leaves:
+                self.graphs.leave(resting, left - index, keep_cache=self.graphs.cached)
 
 
 class _Loop(Steps):
@@ -143,22 +155,23 @@ class _Loop(Steps):
     def __init__(self, lm: LanguageModel, canvas: Canvas, config: SamplerConfig, observers: Observers) -> None:
         super().__init__(lm, canvas, config, observers)
         if config.cache != "none":
-            rows, length = canvas.ids.shape
-            rows *= 2 if config.cfg_scale > 0 else 1
-            self.cache = KVCache(lm.config, rows, length, lm.device, lm.dtype)
+            self.use_cache()
 
     def run_block(self, block: int) -> None:
         """Decodes one block, left to right in blocks."""
+        self.begin_block()
         config, canvas = self.config, self.canvas
-        begin = canvas.prompt_length + block * config.block_length
-        end = begin + config.block_length
+        end = block_end(canvas, config, block)
+        begin = end - config.block_length
         masks = canvas.masked()[:, begin:end].sum(-1).tolist()
         quotas = [transfer_counts(count, config.steps_per_block) for count in masks]
         # Every step decides one competing position at least; a model that predicts the mask token must not loop on.
         competing = int(canvas.masked()[:, :end].sum(-1).max())
         for index in range(config.steps_per_block if config.by_quota else competing):
-            if self._may_exit() and not bool(canvas.masked()[:, begin:end].any()):
+            if self._may_exit() and not bool(self.canvas.masked()[:, begin:end].any()):
                 return
+            if not config.by_quota:  # a planned block ends for all rows at once
+                self.leave(end)
             step = Step(self.index, config.blocks * config.steps_per_block, block, index)
             self._run_step(step, begin, end, [quota[index] for quota in quotas] if config.by_quota else None)
             self.index += 1

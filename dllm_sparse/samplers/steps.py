@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dllm_sparse.engine.observing import rows_may_leave
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.canvas import Canvas
@@ -29,16 +30,64 @@ def end_of_text(lm: LanguageModel, config: SamplerConfig) -> int | None:
 
 
 class Steps:
-    """One canvas being decoded; loops add which positions are fed and which compete, and when a block is finished."""
+    """One canvas being decoded; loops add which positions are fed and which compete, and when a block is finished.
+
+    `canvas` holds the rows that are fed, `rows` [R] of the `whole` canvas: those with nothing left to decide in a block
+    leave until the next one. No row's tokens depend on that, and a forward counts once whatever it feeds.
+    """
 
     def __init__(self, lm: LanguageModel, canvas: Canvas, config: SamplerConfig, observers: Observers) -> None:
         self.lm, self.canvas, self.config, self.observers = lm, canvas, config, observers
+        self.whole = canvas
+        self.rows = torch.arange(len(canvas.ids), device=canvas.ids.device)
+        self._rows_leave = rows_may_leave(lm, observers)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.forwards = 0
         self.index = 0
         self.eos = end_of_text(lm, config)
         self.eot = config.eot_token_id if config.eot_token_id is not None else lm.config.eot_token_id
         self.cache: KVCache | None = None
+        self._buffers: KVCache | None = None
+
+    def use_cache(self) -> None:
+        """Makes the cache of all rows."""
+        rows, length = self.whole.ids.shape
+        self._buffers = KVCache(self.lm.config, rows * self._copies, length, self.lm.device, self.lm.dtype)
+        self.cache = self._buffers
+
+    @property
+    def _copies(self) -> int:
+        """Rows of a forward per row of the canvas: guidance feeds each twice."""
+        return 2 if self.config.cfg_scale > 0 else 1
+
+    def begin_block(self) -> None:
+        """All rows that have not ended take part again. The cache is not kept: a block begins with a full forward."""
+        self.gather()
+        awake = (~self.whole.ended).nonzero().squeeze(1)
+        if self._rows_leave and len(awake) < len(self.whole.ids):
+            self.canvas, self.rows = self.whole.take(awake), awake
+        if self._buffers is not None:
+            self.cache = self._buffers.front(len(self.rows) * self._copies)
+
+    def leave(self, end: int) -> None:
+        """Rows without a mask before position `end` leave, if nobody needs them; keys and values move together."""
+        awake = self.canvas.masked()[:, :end].any(-1).nonzero().squeeze(1)
+        fed = len(self.rows)
+        if not self._rows_leave or not 0 < len(awake) < fed:
+            return
+        if self.cache is not None:
+            self.cache = self.cache.take(torch.cat([awake + copy * fed for copy in range(self._copies)]))
+        canvas, rows = self.canvas.take(awake), self.rows[awake]
+        self.gather()
+        self.whole.committed.zero_()  # when they come back, other steps will have passed
+        self.canvas, self.rows = canvas, rows
+
+    def gather(self) -> None:
+        """Brings what was decoded to the whole canvas, which is then the one fed."""
+        if self.canvas is not self.whole:
+            self.whole.put(self.rows, self.canvas)
+            self.canvas = self.whole
+            self.rows = torch.arange(len(self.whole.ids), device=self.rows.device)
 
     def forward(self, step: Step, start: int, stop: int, rows: slice) -> Tensor:
         """Logits [B, rows, V] of canvas positions start..stop after guidance."""
@@ -66,9 +115,8 @@ class Steps:
             logits[..., self.eos] = -torch.inf
         uniform = None
         if config.temperature > 0:
-            shape = (logits.shape[0], fed, logits.shape[-1])
             for _ in range(2 if discard_draw else 1):
-                uniform = torch.rand(shape, dtype=torch.float64, generator=self.generator)
+                uniform = self._draw(fed, logits.shape[-1], dtype=torch.float64)
             assert uniform is not None
             uniform = uniform[:, rows].to(logits.device)
         tokens = choose_tokens(logits, config.temperature, uniform)
@@ -78,10 +126,14 @@ class Steps:
             silenced = [self.eot, self.eos if config.temperature == 0 else None]
             logits[..., [token for token in silenced if token is not None]] = -torch.inf
         if config.remasking == "random":
-            drawn = torch.rand((logits.shape[0], fed), generator=self.generator)
-            return tokens, drawn[:, rows].to(logits.device)
+            return tokens, self._draw(fed)[:, rows].to(logits.device)
         dtype = logits.dtype if config.confidence_dtype == "model" else getattr(torch, config.confidence_dtype)
         return tokens, token_probabilities(logits, tokens, dtype)
+
+    def _draw(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uniform numbers [R, *shape] on the CPU, of draws for all rows: those that left change nobody's."""
+        drawn = torch.rand((len(self.whole.ids), *shape), dtype=dtype, generator=self.generator)
+        return drawn if len(self.rows) == len(drawn) else drawn[self.rows.cpu()]
 
     def pick(self, confidence: Tensor, quota: list[int] | None) -> Tensor:
         """Which positions [B, T] bool to commit; -inf confidences never are."""
@@ -94,9 +146,11 @@ class Steps:
 
     def report(self, step: Step, confidence: Tensor, start: int) -> None:
         """Tells the observers what a step committed; confidence [B, T] is that of canvas positions `start` on."""
-        whole = torch.full(self.canvas.ids.shape, -torch.inf, device=confidence.device, dtype=confidence.dtype)
-        whole[:, start : start + confidence.shape[1]] = confidence
-        result = StepResult(self.canvas.ids, self.canvas.committed, whole)
+        everywhere = torch.full(self.whole.ids.shape, -torch.inf, device=confidence.device, dtype=confidence.dtype)
+        everywhere[self.rows, start : start + confidence.shape[1]] = confidence
+        if self.canvas is not self.whole:
+            self.whole.put(self.rows, self.canvas)
+        result = StepResult(self.whole.ids, self.whole.committed, everywhere)
         for observer in self.observers:
             observer.on_step(step, result)
 

@@ -68,6 +68,11 @@ class Sparsifier(GraphableObserver):
         """Measured sparsity so far per site, `mean` over all counted entries, `hook_mean` over hooks and calls."""
         return self.counts.summary()
 
+    @property
+    def needs_every_row(self) -> bool:
+        """Masks kept for reuse belong to rows; those of one step need no other."""
+        return self.config.refresh_every > 1 or any(observer.needs_every_row for observer in self._observers)
+
     def on_start(self, ids: Tensor, token_class: Tensor) -> None:
         """A new canvas: masks kept for reuse belong to the old one."""
         self._stored.clear()

@@ -10,6 +10,7 @@ import torch
 
 import dllm_sparse as ds
 from dllm_sparse.samplers.graph_steps import DiffusionGraphs
+from dllm_sparse.sparsity.graph_ffn import GraphSparseFFN
 from dllm_sparse.types import NonFiniteActivations, UsageError
 
 DEVICES = [
@@ -251,3 +252,18 @@ def test_masks_only_where_they_pay_leave_a_cpu_dense_and_say_so() -> None:
     found = ds.generate(lm, ["Once upon a time"], sampler=sampler, sparsity=ds.SparsityConfig(p=0.5, where="faster"))
     assert torch.equal(dense.ids, found.ids)
     assert found.sparsity["mean"] == 0
+
+
+def test_what_a_first_prefill_kept_is_settled_once_as_for_captured_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, settled = ds.load("tiny-ar", dtype="float32"), []
+    settle = GraphSparseFFN.settle
+
+    def spy(ffn: GraphSparseFFN, rows: int) -> None:
+        settled.append(rows)
+        settle(ffn, rows)
+
+    monkeypatch.setattr(GraphSparseFFN, "settle", spy)
+    sampler = ds.SamplerConfig(gen_length=8, execution="graph")
+    for _ in range(2):
+        ds.generate(lm, prompt_ids=[[5, 6, 7], [8, 9, 10]], sampler=sampler, sparsity=ds.SparsityConfig(p=0.7))
+    assert settled == [6, 2]
