@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast, get_args
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,6 +30,7 @@ def save_counts(counts: MaskCounts, path: Path) -> Path:
         "deltas": counts.deltas,
         "snapshot_every": counts.snapshot_every,
         "sites": [(site.layer, site.name, tally.width) for site, tally in counts.sites.items()],
+        "canvas": list(counts.canvas),
     }
     with atomic_path(path) as temporary:
         contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
@@ -42,16 +44,41 @@ def load_counts(path: Path) -> MaskCounts:
         with safe_open(path, framework="pt") as file:
             settings = json.loads((file.metadata() or {})["settings"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        sites = {
-            Site(layer, cast(SiteName, name)): SiteTally(
-                width, *(tensors[f"site/{layer}/{name}/{part}"] for part in _TENSORS)
-            )
-            for layer, name, width in settings["sites"]
-        }
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DllmSparseError(f"{path} is not a file of mask counts ({error!r})") from error
-    canvas = {cast(SiteName, name[7:]): value for name, value in tensors.items() if name.startswith("canvas/")}
+        return _counts(settings, tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise DllmSparseError(f"{path} is not a file of mask counts ({error!r}); remove it and run again") from error
+
+
+def _counts(settings: dict[str, Any], tensors: dict[str, Tensor]) -> MaskCounts:
+    """The counts; whatever does not fit together raises ValueError, KeyError or TypeError."""
     blocks = [(int(block), int(index)) for block, index in settings["blocks"]]
-    return MaskCounts(
-        cast(Kind, settings["kind"]), sites, canvas, blocks, tuple(settings["deltas"]), settings["snapshot_every"]
+    counts = MaskCounts(
+        cast(Kind, _one_of(settings["kind"], get_args(Kind))),
+        blocks=blocks,
+        deltas=tuple(map(int, settings["deltas"])),
+        snapshot_every=int(settings["snapshot_every"]),
     )
+    for layer, name, width in settings["sites"]:
+        site = Site(int(layer), cast(SiteName, _one_of(name, get_args(SiteName))))
+        tally = SiteTally(int(width), *(tensors[f"site/{layer}/{name}/{part}"] for part in _TENSORS))
+        rows = counts.prompts or tally.steps.shape[0]
+        _check_like(tally, SiteTally.empty(rows, len(blocks), tally.width, len(counts.deltas), torch.device("meta")))
+        counts.sites[site] = tally
+    for name in settings["canvas"]:
+        counts.canvas[cast(SiteName, name)] = canvas = tensors[f"canvas/{name}"]
+        if canvas.dim() != 4 or canvas.shape[:2] != (counts.prompts, len(blocks)) or canvas.shape[3] != 2:
+            raise ValueError(f"canvas of {name} is {list(canvas.shape)}")
+    return counts
+
+
+def _one_of(name: object, allowed: tuple[str, ...]) -> str:
+    if name not in allowed:
+        raise ValueError(f"{name!r} is none of {', '.join(allowed)}")
+    return str(name)
+
+
+def _check_like(tally: SiteTally, pattern: SiteTally) -> None:
+    for part in _TENSORS:
+        found, expected = getattr(tally, part), getattr(pattern, part)
+        if found.shape != expected.shape or found.dtype != expected.dtype:
+            raise ValueError(f"{part} is {list(found.shape)} {found.dtype}, expected {list(expected.shape)}")

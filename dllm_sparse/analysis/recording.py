@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
+from dllm_sparse.analysis.recorded_batches import RecordedBatches, Recording
 from dllm_sparse.analysis.recorder import MaskRecorder
-from dllm_sparse.analysis.tallies import MaskCounts
 from dllm_sparse.generation import encode, generate, left_padded
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
@@ -19,19 +18,6 @@ from dllm_sparse.types import Observers, UsageError
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
 """Texts, or rows of token ids for a model without a tokenizer."""
-
-
-@dataclass(slots=True)
-class Recording:
-    """What was counted, and per prompt the generated ids and the step that committed each of them (-1: none).
-
-    `complete` is False when the run was interrupted; then only the prompts finished by that time are in it.
-    """
-
-    counts: MaskCounts
-    ids: list[list[int]]
-    commit_steps: list[list[int]]
-    complete: bool = True
 
 
 def record(
@@ -46,22 +32,31 @@ def record(
     deltas: tuple[int, ...] = (),
     apply: bool = True,
     observers: Observers = (),
+    kept: RecordedBatches | None = None,
 ) -> Recording:
     """Decodes all prompts under `sparsity` and records their masks; with `apply=False` those of dense decoding.
 
+    `kept` stores every finished batch and is asked for it first: a recording that was killed resumes.
     Raises UsageError for impossible options, and KeyboardInterrupt only when no batch was finished.
     """
     sampler = fitted(lm, sampler)
     recorder = MaskRecorder(lm.kind, sampler, snapshot_every, deltas)
     done = Recording(recorder.counts(), [], [])
     try:
-        for ids, mask in batches(lm, prompts, batch_size, chat=chat):
-            with sparsify(lm, sparsity, (recorder,), apply=apply) as handle:
-                watching = (recorder, handle, *observers)
-                out = generate(lm, prompt_ids=ids, attention_mask=mask, sampler=sampler, observers=watching)
-            done.counts = recorder.counts()
-            done.ids += out.ids[:, out.prompt_length :].tolist()
-            done.commit_steps += out.commit_step.tolist()
+        for number, (ids, mask) in enumerate(batches(lm, prompts, batch_size, chat=chat)):
+            batch = kept.get(number) if kept else None
+            if batch is None:
+                recorder = MaskRecorder(lm.kind, sampler, snapshot_every, deltas)
+                with sparsify(lm, sparsity, (recorder,), apply=apply) as handle:
+                    watching = (recorder, handle, *observers)
+                    out = generate(lm, prompt_ids=ids, attention_mask=mask, sampler=sampler, observers=watching)
+                generated = out.ids[:, out.prompt_length :].tolist()
+                batch = Recording(recorder.counts(), generated, out.commit_step.tolist())
+                if kept:
+                    kept.put(number, batch)
+            else:
+                done.resumed += 1
+            done.add(batch)
     except KeyboardInterrupt:
         if not done.ids:
             raise

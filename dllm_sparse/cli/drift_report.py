@@ -151,9 +151,10 @@ def _run(
     rules = 1 if sparsity.scope == "token" else 2
     try:
         with output.progress("recording", total=steps * batches * (rules + bool(options["reuse"]))) as advance:
-            report = drift_report(lm, prompts, sampler, sparsity, out, observers=(StepProgress(advance),), **options)
+            observers = (StepProgress(advance),)
+            report = drift_report(lm, prompts, sampler, sparsity, out, observers=observers, say=output.say, **options)
     except KeyboardInterrupt:
-        output.warn(f"interrupted; {out} holds the prompts finished by then, if any")
+        output.warn(f"interrupted; {out} keeps the prompts finished by then, and the same command resumes")
         raise
     if output.as_json:
         output.json(report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from dllm_sparse.report.steps_csv import write_steps
 from dllm_sparse.report.summary import QUESTIONS, summarise
 
 if TYPE_CHECKING:
+    from dllm_sparse.analysis.recorded_batches import RecordedBatches
     from dllm_sparse.analysis.recording import Prompts
     from dllm_sparse.models.language_model import LanguageModel
     from dllm_sparse.samplers.config import SamplerConfig
@@ -42,6 +43,7 @@ def drift_report(
     snapshot_every: int = 0,
     deltas: Sequence[int] = (),
     observers: Observers = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> DriftReport:
     """Decodes the prompts under top-p masks, records how the masks move, and returns the report.
 
@@ -53,7 +55,8 @@ def drift_report(
     masks refreshed every 1, 2, 4, .. K steps, and whole FFN outputs kept. `snapshot_every=k` with `deltas` compares
     the masks of every k-th step with those `delta` steps later.
 
-    With `out`, the folder gets report.json, steps.csv, report.html and, if matplotlib is there, PNG pictures.
+    With `out`, the folder gets report.json, steps.csv, report.html and, if matplotlib is there, PNG pictures. Until
+    then it keeps every batch recorded so far: the same call resumes after whatever ended it, and `say` is told so.
     Interrupted by Ctrl-C, it reports and writes what is complete, then raises KeyboardInterrupt.
     Raises UsageError for impossible options, NonFiniteActivations for NaN or Inf.
     """
@@ -73,7 +76,8 @@ def drift_report(
     }
     config = options | {"deltas": list(deltas), "reuse": reuse, "sampler": sampler.to_dict()}
     report = _empty_report(lm, config)
-    _measure(report, lm, texts, sampler, sparsity, options, observers)
+    kept = None if out is None else _kept(lm, texts, sampler, options, Path(out))
+    _measure(report, lm, texts, sampler, sparsity, options, observers, kept, say)
     if reuse and report["complete"]:
         try:
             report["reuse"] = _reuse(lm, texts, sampler, sparsity, reuse, batch_size, chat, observers)
@@ -85,6 +89,9 @@ def drift_report(
         write_report(report, Path(out))
     if not report["complete"]:
         raise KeyboardInterrupt
+    if kept is not None:
+        for rule in _rules(sparsity):
+            kept(rule).clear()
     return report
 
 
@@ -109,25 +116,52 @@ def _measure(
     sparsity: SparsityConfig,
     options: dict[str, Any],
     observers: Observers,
+    kept: Callable[[SparsityConfig], RecordedBatches] | None,
+    say: Callable[[str], None],
 ) -> None:
     """Records every rule; an interruption ends with what is complete."""
     from dllm_sparse.analysis.recording import record
     from dllm_sparse.report.drift_values import prompt_text, variant_values
 
-    rules = [sparsity] if sparsity.scope == "token" else [replace(sparsity, scope="token"), sparsity]
-    for rule in rules:
+    for rule in _rules(sparsity):
         try:
-            recording = record(lm, prompts, sampler, rule, **options, observers=observers)
+            store = kept(rule) if kept else None
+            recording = record(lm, prompts, sampler, rule, **options, observers=observers, kept=store)
         except KeyboardInterrupt:
             if not report["variants"]:
                 raise
             report["complete"] = False
             return
+        if store and recording.resumed:
+            say(f"{recording.resumed} batches of {options['batch_size']} prompts taken from {store.folder}")
         report["variants"].append(variant_values(lm, rule, recording, prompts))
         report["prompts"] = [prompt_text(lm, prompt) for prompt in prompts[: len(recording.ids)]]
         report["complete"] = recording.complete
         if not recording.complete:
             return
+
+
+def _rules(sparsity: SparsityConfig) -> list[SparsityConfig]:
+    """The rule asked for, and the per-token one beside it."""
+    return [sparsity] if sparsity.scope == "token" else [replace(sparsity, scope="token"), sparsity]
+
+
+def _kept(
+    lm: LanguageModel, prompts: Prompts, sampler: SamplerConfig, options: dict[str, Any], out: Path
+) -> Callable[[SparsityConfig], RecordedBatches]:
+    """Where the batches of each rule are kept: under all that a recording depends on."""
+    from dllm_sparse.analysis.recorded_batches import RecordedBatches
+    from dllm_sparse.evaluation.fingerprints import code_fingerprint, key_of, model_fingerprint, versions
+
+    identity = {
+        "model": model_fingerprint(lm),
+        "prompts": [prompt if isinstance(prompt, str) else list(map(int, prompt)) for prompt in prompts],
+        "sampler": sampler.to_dict(),
+        "options": options,
+        "code_sha256": code_fingerprint(),
+        "versions": versions(),
+    }
+    return lambda rule: RecordedBatches(out / "batches", key_of({**identity, "sparsity": rule.to_dict()}))
 
 
 def _reuse(

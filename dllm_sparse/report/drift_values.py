@@ -9,7 +9,8 @@ from dataclasses import asdict
 from dllm_sparse.analysis.drift import Curve, Lag, Similarity, Statistics, Union, ratio
 from dllm_sparse.analysis.exploitable import ffn_speedup, weights_saved
 from dllm_sparse.analysis.masks import Floats
-from dllm_sparse.analysis.recording import Prompts, Recording
+from dllm_sparse.analysis.recorded_batches import Recording
+from dllm_sparse.analysis.recording import Prompts
 from dllm_sparse.analysis.reuse import ReuseRow
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.language_model import LanguageModel
