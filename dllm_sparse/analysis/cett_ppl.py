@@ -17,8 +17,8 @@ from torch import Tensor
 from dllm_sparse.analysis.cett import relative_error
 from dllm_sparse.analysis.heldout import HeldOut, evaluate
 from dllm_sparse.analysis.values import SiteValues, real_tokens
+from dllm_sparse.models.feed_forward import TappedFFN
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.models.transformer import TappedFFN
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.sparsifier import overriding
 from dllm_sparse.types import Site, StepContext, UsageError

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.analysis.comparisons import relative_change
-from dllm_sparse.models.transformer import FeedForward
+from dllm_sparse.models.feed_forward import FeedForward
 from dllm_sparse.types import Observer, StepContext, TokenClass
 
 

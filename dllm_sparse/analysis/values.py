@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from dllm_sparse.models.transformer import FeedForward, Tap, TappedFFN
-from dllm_sparse.types import Site, SiteName, Step, StepContext, TokenClass
+from dllm_sparse.models.feed_forward import FeedForward, Tap, TappedFFN, known_context
+from dllm_sparse.types import Site, SiteName, StepContext, TokenClass
 
 Listener = Callable[[Site, Tensor, StepContext], None]
 """Told the values [B, T, n] of a site and the context of the forward."""
@@ -24,9 +23,7 @@ class SiteValues:
 
     def __call__(self, ffn: FeedForward, x: Tensor, context: StepContext | None) -> Tensor:
         """The dense FFN, [B, T, D] -> [B, T, D]."""
-        if context is None:
-            classes = torch.full(x.shape[:2], TokenClass.PROMPT, dtype=torch.int8, device=x.device)
-            context = StepContext(Step(0, 1), classes)
+        context = known_context(x, context)
         return ffn.tapped(x, self.tap(ffn, context))
 
     def tap(self, ffn: TappedFFN, context: StepContext, expert: int = -1) -> Tap:

@@ -1,7 +1,8 @@
 """The least time a forward can take: what it must read, what it must multiply, and how fast the device does either.
 
-Pure. Bytes: every weight a forward uses and every cached key and value, once. FLOPs: two per weight and token, and the
-two products of attention. Activations, norms and the embedding rows are left out: they are below 1 % of a forward.
+Pure. Bytes: every weight a forward uses and every cached key and value, once; of a mixture the experts that some token
+chose. FLOPs: two per weight and token, and the two products of attention. Activations, norms and the embedding rows are
+left out: they are below 1 % of a forward.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.models.config import MoEConfig, TransformerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,20 @@ class Fed:
     causal: bool = False
 
 
-def forward_costs(config: TransformerConfig, fed: Fed, element_bytes: int) -> dict[str, Cost]:
-    """The cost of one forward by component: attention_linears, attention, ffn, head."""
+def expected_experts(moe: MoEConfig, tokens: int) -> float:
+    """Distinct experts that `tokens` tokens choose in a layer when each chooses at random, alone and evenly."""
+    return moe.experts * (1 - (1 - moe.experts_per_token / moe.experts) ** tokens)
+
+
+def forward_costs(
+    config: TransformerConfig, fed: Fed, element_bytes: int, active_experts: float | None = None
+) -> dict[str, Cost]:
+    """The cost of one forward by component: attention_linears, attention, ffn, head.
+
+    `active_experts` is the mean number of distinct experts chosen per mixture layer; None takes `expected_experts`.
+    """
     tokens = fed.batch * fed.tokens
     attention_weights = config.width * (sum(config.qkv_widths) + config.heads * config.head_dim)
-    ffn_weights = 3 * config.width * config.ffn_width
     cached = max(fed.keys - fed.tokens, 0)  # keys and values of this forward's own tokens are not read from memory
     # A causal token sees, besides what is cached, half of the tokens fed with it.
     seen = cached + (fed.tokens + 1) / 2 if fed.causal else fed.keys
@@ -68,9 +78,22 @@ def forward_costs(config: TransformerConfig, fed: Fed, element_bytes: int) -> di
     return {
         "attention_linears": _linear(layers * attention_weights, tokens, element_bytes),
         "attention": Cost(layers * stored, layers * products),
-        "ffn": _linear(layers * ffn_weights, tokens, element_bytes),
+        "ffn": _ffn_cost(config, tokens, element_bytes, active_experts),
         "head": _linear(head_weights, fed.batch * fed.head_rows, element_bytes),
     }
+
+
+def _ffn_cost(config: TransformerConfig, tokens: int, element_bytes: int, active: float | None) -> Cost:
+    """Dense layers, and of mixtures the router, the shared experts and the active ones."""
+    cost = _linear(config.dense_layers * 3 * config.width * config.ffn_width, tokens, element_bytes)
+    moe = config.moe
+    if moe is None:
+        return cost
+    layers, expert = config.layers - config.dense_layers, 3 * config.width * moe.expert_width
+    common = moe.experts * config.width + moe.shared_experts * expert
+    active = expected_experts(moe, tokens) if active is None else active
+    routed = Cost(active * expert * element_bytes, 2 * expert * tokens * moe.experts_per_token)
+    return cost + _linear(layers * common, tokens, element_bytes) + Cost(layers * routed.bytes, layers * routed.flops)
 
 
 def _linear(weights: int, tokens: int, element_bytes: int) -> Cost:

@@ -15,7 +15,7 @@ def models(as_json: opt.JsonOpt = False) -> None:
     output = Output(as_json=as_json)
     rows = _bundled_rows() + _alias_rows()
     families = [
-        {"model_type": key, "name": family.name, "kind": family.kind, "sites": family.sites}
+        {"model_type": family.model_type or key, "name": family.name, "kind": family.kind, "sites": family.sites}
         for key, family in FAMILIES.items()
     ]
     if as_json:

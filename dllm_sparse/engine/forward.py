@@ -6,6 +6,7 @@ products streamed. Where it sits on the canvas comes from device tensors, so one
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +25,9 @@ from dllm_sparse.kernels.streaming import (
     linear,
     stream_matmul,
 )
-from dllm_sparse.models.transformer import Attention, Block, FeedForward, KVCache, Transformer
+from dllm_sparse.models.feed_forward import FeedForward
+from dllm_sparse.models.moe import MoEFeedForward
+from dllm_sparse.models.transformer import Attention, Block, KVCache, Transformer
 
 
 @dataclass(slots=True)
@@ -89,7 +92,14 @@ class FixedForward:
     def dense_ffn(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The dense norm and FFN of one layer; see `FFNRunner`."""
         x, normed = add_norm(x, delta, block.ffn_norm.weight, block.ffn_norm.eps)
+        if isinstance(block.ffn, MoEFeedForward):
+            return x, self.mixed(block.ffn, normed)
         return self.residual(self.gated(block.ffn, normed), block.ffn.down_proj, x)
+
+    def mixed(self, ffn: MoEFeedForward, x: Tensor) -> Tensor:
+        """A mixture of experts on rows [M, D] -> [M, D]."""
+        out = ffn.experts(x[None], ffn.router(x))[0]
+        return out if ffn.shared is None else self.residual(self.gated(ffn.shared, x), ffn.shared.down_proj, out)[0]
 
     def gated(self, ffn: FeedForward, x: Tensor) -> Tensor:
         """act(gate) * up of rows [M, D] -> [M, F]."""
@@ -117,6 +127,9 @@ class FixedForward:
         return self.residual(attend(q, keys, values, window.span, self.scratch), attention.o_proj, x)
 
 
-def _products(block: nn.Module) -> tuple[nn.Linear, ...]:
+def _products(block: nn.Module) -> Iterator[nn.Linear]:
     assert isinstance(block, Block)
-    return (block.attention.qkv_proj, block.attention.o_proj, block.ffn.gate_up_proj, block.ffn.down_proj)
+    yield from (block.attention.qkv_proj, block.attention.o_proj)
+    for ffn in block.ffn.parts:
+        if isinstance(ffn, FeedForward):
+            yield from (ffn.gate_up_proj, ffn.down_proj)

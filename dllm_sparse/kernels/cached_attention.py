@@ -41,10 +41,10 @@ def rotate_and_store(
 ) -> Tensor:
     """Splits qkv [B * T, (H + 2 KV) * d]; writes keys and values [B, KV, S, d] at slots [T]; returns q [B, H, T, d].
 
-    Rotated in fp32 by `tables` (cos, sin) [positions, d / 2] fp32 at `positions` [B * T] int64. `norms`: weights of
-    the query and key norm (Qwen3) and their epsilon.
+    Rotated in fp32 by `tables` (cos, sin) [positions, r / 2] fp32 at `positions` [B * T] int64, the first r <= d
+    features. `norms`: weights of the query and key norm (Qwen3) and their epsilon.
     """
-    if not on_gpu(qkv):
+    if not on_gpu(qkv) or 2 * tables[0].shape[1] != keys.shape[3]:  # the kernel rotates whole heads
         return reference.rotate_and_store(qkv, tables, positions, slots, keys, values, norms)
     from dllm_sparse.kernels.gpu.layers import rope_kernel
 

@@ -24,10 +24,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates [..., d] by halves, in fp32 whatever the dtype (LLaDA's full precision); cos, sin [..., d]."""
-    wide = x.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    """Rotates the first r of [..., d] by halves, in fp32 whatever the dtype (LLaDA's full precision).
+
+    cos, sin [..., r]; what lies behind r passes (partial rotary, r = d in most models).
+    """
+    turned = x[..., : cos.shape[-1]].float()
+    first, second = turned.chunk(2, dim=-1)
+    turned = (turned * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    return turned if turned.shape == x.shape else torch.cat((turned, x[..., cos.shape[-1] :]), dim=-1)
 
 
 def glu(gate_up: Tensor, activation: str) -> Tensor:
@@ -52,7 +56,7 @@ def rotate_and_store(
     q, key, value = parts[:, :heads], parts[:, heads : heads + kv_heads], parts[:, heads + kv_heads :]
     if norms is not None:
         q, key = rms_norm(q, norms[0], norms[2]), rms_norm(key, norms[1], norms[2])
-    cos, sin = (table[positions].repeat(1, 2).view(batch, 1, -1, dim) for table in tables)
+    cos, sin = (table[positions].repeat(1, 2).view(batch, 1, len(slots), -1) for table in tables)
     keys.index_copy_(2, slots, rotate(key, cos, sin))
     values.index_copy_(2, slots, value)
     return rotate(q, cos, sin)

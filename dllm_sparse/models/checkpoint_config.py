@@ -10,7 +10,7 @@ from typing import Any, TypeGuard, get_args, get_type_hints
 
 import torch
 
-from dllm_sparse.models.config import Activation, RopeScaling, TransformerConfig
+from dllm_sparse.models.config import Activation, MoEConfig, RopeScaling, TransformerConfig
 from dllm_sparse.models.families import FAMILIES, Family
 from dllm_sparse.types import CheckpointError, UnsupportedArchitecture
 
@@ -32,6 +32,8 @@ def read_config(folder: Path) -> tuple[Family, TransformerConfig, torch.dtype]:
         if name in raw and raw[name] not in allowed:
             raise UnsupportedArchitecture(f"{path}: {name} is {raw[name]!r}; only {allowed[0]!r} is supported")
     values = {name: raw[key] for name, key in family.fields.items() if raw.get(key) is not None}
+    if family.mixture:
+        values["moe"] = _mixture(raw, family, path)
     generation = folder / "generation_config.json"
     if generation.exists():
         ids = _read_json(generation)
@@ -53,11 +55,30 @@ def family_of(raw: dict[str, Any], path: Path) -> Family:
     named = raw.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else model_type or "unknown"
     experts = raw.get("num_experts") or raw.get("num_local_experts") or raw.get("n_routed_experts")
-    if model_type not in FAMILIES or experts:
-        known = ", ".join(f"{family.name} ({key})" for key, family in FAMILIES.items())
-        detail = " with experts" if experts else ""
-        raise UnsupportedArchitecture(f"{path}: {architecture} (model_type {model_type!r}){detail}; supported: {known}")
-    return FAMILIES[model_type]
+    for key, family in FAMILIES.items():
+        if model_type == (family.model_type or key) and bool(experts) == bool(family.mixture):
+            return family
+    known = ", ".join(f"{family.name} ({family.model_type or key})" for key, family in FAMILIES.items())
+    detail = " with experts" if experts else ""
+    raise UnsupportedArchitecture(f"{path}: {architecture} (model_type {model_type!r}){detail}; supported: {known}")
+
+
+def _mixture(raw: dict[str, Any], family: Family, path: Path) -> MoEConfig:
+    """The experts of a config; raises CheckpointError that names the field."""
+    values = {name: raw[key] for name, key in family.mixture.items() if raw.get(key) is not None}
+    values |= family.mixture_fixed
+    for name in ("experts", "experts_per_token", "expert_width", "groups", "groups_per_token"):
+        value = values.setdefault(name, 1 if name.startswith("groups") else None)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{path}: {family.mixture[name]} is {value!r}; expected a positive integer")
+    moe = MoEConfig(**values)
+    choice = moe.experts // moe.groups * moe.groups_per_token
+    if moe.experts % moe.groups or moe.groups_per_token > moe.groups or moe.experts_per_token > choice:
+        raise CheckpointError(
+            f"{path}: {moe.experts_per_token} experts a token cannot be chosen from {moe.groups_per_token} of "
+            f"{moe.groups} groups of {moe.experts} experts"
+        )
+    return moe
 
 
 def _read_json(path: Path) -> dict[str, Any]:

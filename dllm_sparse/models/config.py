@@ -21,13 +21,40 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoEConfig:
+    """Mixture of experts: every token goes to `experts_per_token` of `experts` GLUs of `expert_width` features.
+
+    `shared_experts` of the same width see every token, as one wide GLU. The first `dense_layers` layers have a dense
+    FFN instead. The rest says how the router chooses; see `kernels.routing.RouterRule`.
+    """
+
+    experts: int
+    experts_per_token: int
+    expert_width: int
+    shared_experts: int = 0
+    dense_layers: int = 0
+    router: Literal["softmax", "sigmoid"] = "softmax"
+    groups: int = 1
+    groups_per_token: int = 1
+    expert_bias: bool = False
+    renormalise: bool = False
+    routed_scaling: float = 1.0
+
+    def parameters(self, width: int) -> int:
+        """Number of parameters of one such layer in a model of `width` features: experts, shared experts, router."""
+        glus = 3 * width * self.expert_width * (self.experts + self.shared_experts)
+        return glus + self.experts * (width + self.expert_bias)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerConfig:
     """A pre-norm GLU transformer: the facts that differ between LLaDA, Dream, Llama, Mistral, Qwen and SmolLM.
 
     Widths are in features, `max_positions` in tokens. `causal=False` is the bidirectional attention of a
     masked-diffusion model; with `block_length` it is block-causal: the tokens of a block, counted from the row's first
     token, see each other and every block before (block diffusion). `logit_shift` is 1 where position i predicts
-    token i+1 in a diffusion model (Dream).
+    token i+1 in a diffusion model (Dream). `partial_rotary` is the share of every head's features that positions
+    rotate, the first ones. With `moe`, `ffn_width` is that of the dense layers.
     """
 
     vocab_size: int
@@ -44,6 +71,7 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    partial_rotary: float = 1.0
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -56,6 +84,7 @@ class TransformerConfig:
     eot_token_id: int | None = None
     pad_token_id: int | None = None
     stop_token_ids: tuple[int, ...] = ()  # ends of text besides eos_token_id (Llama 3.1 has three)
+    moe: MoEConfig | None = None
 
     @property
     def attention(self) -> Attention:
@@ -70,14 +99,35 @@ class TransformerConfig:
         return self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim
 
     @property
+    def rotary_dim(self) -> int:
+        """Features of a head that are rotated."""
+        return int(self.head_dim * self.partial_rotary)
+
+    @property
+    def experts(self) -> int:
+        """Routed experts of a mixture's layer; 0 in a dense model."""
+        return self.moe.experts if self.moe is not None else 0
+
+    @property
+    def dense_layers(self) -> int:
+        """Layers with a dense FFN."""
+        return self.layers if self.moe is None else min(self.moe.dense_layers, self.layers)
+
+    @property
+    def ffn_parameters(self) -> int:
+        """Number of parameters of all FFNs: dense ones, experts, shared experts, routers."""
+        dense = 3 * self.width * self.ffn_width + self.mlp_bias * (2 * self.ffn_width + self.width)
+        mixed = self.moe.parameters(self.width) if self.moe is not None else 0
+        return self.dense_layers * dense + (self.layers - self.dense_layers) * mixed
+
+    @property
     def parameters(self) -> int:
         """Number of parameters, the tied head counted once."""
         attention = self.width * sum(self.qkv_widths) + self.heads * self.head_dim * self.width
         biases = self.qkv_bias * sum(self.qkv_widths) + self.output_bias * self.width
-        biases += self.mlp_bias * (2 * self.ffn_width + self.width)
         norms = 2 * self.width + self.qk_norm * 2 * self.head_dim
-        block = attention + biases + norms + 3 * self.width * self.ffn_width
-        return self.layers * block + self.width + (1 if self.tied else 2) * self.vocab_size * self.width
+        layers = self.layers * (attention + biases + norms) + self.ffn_parameters
+        return layers + self.width + (1 if self.tied else 2) * self.vocab_size * self.width
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, JSON-ready."""

@@ -1,8 +1,8 @@
 """DATA ONLY: the families this package runs natively, and the names people call their checkpoints by.
 
 A family says how its config.json reads and what its tensors are called; adding a dense family is adding a table.
-Key maps go from checkpoint name to parameter name. `{i}` is the layer; `#k` is the k-th part of a fused
-parameter (query, key, value of `qkv_proj`; gate, up of `gate_up_proj`).
+Key maps go from checkpoint name to parameter name. `{i}` is the layer, `{e}` the expert whose weights are `[{e}]` of a
+packed parameter; `#k` is the k-th part of a fused one (query, key, value of `qkv_proj`; gate, up of `gate_up_proj`).
 """
 
 from __future__ import annotations
@@ -62,6 +62,16 @@ LLAMA_KEYS: KeyMap = MappingProxyType(
     }
 )
 
+LLADA_MOE_KEYS: KeyMap = MappingProxyType(
+    {
+        **{key: target for key, target in LLAMA_KEYS.items() if ".mlp." not in key and not key.endswith(".bias")},
+        "model.layers.{i}.mlp.gate.weight": "blocks.{i}.ffn.router.weight",
+        "model.layers.{i}.mlp.experts.{e}.gate_proj.weight": "blocks.{i}.ffn.experts.gate_up_proj[{e}]#0",
+        "model.layers.{i}.mlp.experts.{e}.up_proj.weight": "blocks.{i}.ffn.experts.gate_up_proj[{e}]#1",
+        "model.layers.{i}.mlp.experts.{e}.down_proj.weight": "blocks.{i}.ffn.experts.down_proj[{e}]",
+    }
+)
+
 LLADA_FIELDS: Mapping[str, str] = MappingProxyType(
     {
         "vocab_size": "embedding_size",  # rows of the stored matrix; config.vocab_size may be smaller
@@ -110,6 +120,25 @@ LLAMA_FIELDS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+LLADA_MOE_FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        **LLAMA_FIELDS,
+        "ffn_width": "dense_intermediate_size",
+        "qk_norm": "qk_layernorm",
+        "mask_token_id": "mask_token_id",
+    }
+)
+
+LLADA_MOE_MIXTURE: Mapping[str, str] = MappingProxyType(
+    {
+        "experts": "num_experts",
+        "experts_per_token": "num_experts_per_tok",
+        "expert_width": "expert_intermediate_size",
+        "renormalise": "norm_topk_prob",
+        "routed_scaling": "routed_scaling_factor",
+    }
+)
+
 
 SDAR_FIELDS: Mapping[str, str] = MappingProxyType(
     {**LLAMA_FIELDS, "mask_token_id": "mask_token_id", "block_length": "block_size"}
@@ -118,12 +147,19 @@ SDAR_FIELDS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """How one `model_type` is read. `fixed` overrides config fields, `must_be` lists the only values supported."""
+    """How one `model_type` is read. `fixed` overrides config fields, `must_be` lists the only values supported.
+
+    `mixture` names the config field of each `MoEConfig` field and makes this the family of that type's models with
+    experts, `mixture_fixed` the facts a config leaves out. `model_type` is the key in `FAMILIES` where it says nothing.
+    """
 
     name: str
     kind: Kind
     fields: Mapping[str, str]
     keys: KeyMap
+    model_type: str = ""
+    mixture: Mapping[str, str] = field(default_factory=dict)
+    mixture_fixed: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     must_be: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -151,6 +187,26 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "bias_for_layer_norm": (False,),
                 "block_group_size": (1,),
             },
+        ),
+        "llada_moe": Family(
+            name="LLaDA-MoE",
+            kind="diffusion",
+            model_type="llada",
+            fields=LLADA_MOE_FIELDS,
+            keys=LLADA_MOE_KEYS,
+            mixture=LLADA_MOE_MIXTURE,
+            defaults={"mask_token_id": 156895, "eos_token_id": 156892, "pad_token_id": 156892},
+            must_be={
+                "moe_router_score_function": ("softmax", None),
+                "moe_router_enable_expert_bias": (False, None),
+                "router_num_group": (None, 0, 1),
+                "shared_expert_intermediate_size": (None, 0),
+                "num_shared_experts": (None, 0),
+                "partial_rotary_factor": (1, None),
+                "clip_qkv": (None,),
+                "attention_bias": (False, None),
+            },
+            sites="input of every expert after the norm; gate, up and intermediate of its GLU; the router sees x as is",
         ),
         "llama": Family(name="Llama, SmolLM", kind="autoregressive", fields=LLAMA_FIELDS, keys=LLAMA_KEYS),
         "mistral": Family(name="Mistral", kind="autoregressive", fields=LLAMA_FIELDS, keys=LLAMA_KEYS),
@@ -200,6 +256,8 @@ ALIASES: Mapping[str, Alias] = MappingProxyType(
         "llada-8b": Alias("GSAI-ML/LLaDA-8B-Instruct", "llada", 8.02),
         "llada-8b-base": Alias("GSAI-ML/LLaDA-8B-Base", "llada", 8.02),
         "llada-1.5": Alias("GSAI-ML/LLaDA-1.5", "llada", 8.02),
+        "llada-moe-7b": Alias("inclusionAI/LLaDA-MoE-7B-A1B-Instruct", "llada_moe", 7.36),
+        "llada-moe-7b-base": Alias("inclusionAI/LLaDA-MoE-7B-A1B-Base", "llada_moe", 7.36),
         "illada-8b": Alias("GSAI-ML/iLLaDA-8B-Instruct", "llada", 7.62),
         "illada-8b-base": Alias("GSAI-ML/iLLaDA-8B-Base", "llada", 7.62),
         "llama-2-7b": Alias("meta-llama/Llama-2-7b-hf", "llama", 6.74),

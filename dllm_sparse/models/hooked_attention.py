@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from dllm_sparse.models.hooked_ffn import HookedModule, Tapper, column_norms
+from dllm_sparse.models.feed_forward import Tapper
+from dllm_sparse.models.hooked_ffn import HookedModule, column_norms
 from dllm_sparse.types import SiteName, UnsupportedArchitecture
 
 if TYPE_CHECKING:

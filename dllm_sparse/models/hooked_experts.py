@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dllm_sparse.models.hooked_ffn import HookedModule, Tapper, aligned
+from dllm_sparse.kernels.experts import combine
+from dllm_sparse.kernels.routing import sort_pairs
+from dllm_sparse.models.feed_forward import Tap, Tapper
+from dllm_sparse.models.hooked_ffn import HookedModule, aligned
 from dllm_sparse.models.layouts import FoundFFN
-from dllm_sparse.models.transformer import Tap
-from dllm_sparse.types import SiteName, StepContext, UnsupportedArchitecture, UsageError
+from dllm_sparse.models.moe import check_listener, expert_parts
+from dllm_sparse.types import SiteName, UnsupportedArchitecture, UsageError
 
 if TYPE_CHECKING:
     from dllm_sparse.models.hooked import HookedTransformer
@@ -49,9 +52,7 @@ class HookedExperts(HookedModule):
         raise UsageError("an expert layer has no output projection in common")
 
     def install(self, override: Tapper) -> None:
-        config = getattr(override, "config", None)
-        if config is not None and (config.scope != "token" or config.refresh_every != 1 or override.dense_gate):
-            raise UsageError("experts take scope 'token', refresh_every 1 and gate_input 'masked' only")
+        check_listener(override)
         if not self.module.has_gate and {"gate", "up"} & set(getattr(override, "site_names", ())):
             raise UsageError("these experts are plain MLPs; their sites are input and intermediate")
         _register_experts()
@@ -79,18 +80,15 @@ class HookedExperts(HookedModule):
 
             return watching
 
-        context = self.network.context_for(hidden.device)
-        classes = context.token_class.flatten()
-        result = torch.zeros_like(hidden)
-        for expert in range(self.experts):
-            tokens, place = torch.where(top_k_index == expert)
-            if not len(tokens):
-                continue
-            part = StepContext(context.step, classes[tokens][None], guided=context.guided)
-            output = self._expert(expert, hidden[tokens], noted(self.listening.tap(self, part, expert)))
-            weighted = output * top_k_weights[tokens, place, None]
-            result.index_add_(0, tokens, weighted.to(result.dtype))
-        return result if touched else self._dense(hidden, top_k_index, top_k_weights)
+        pairs, places = sort_pairs(top_k_index, self.experts), top_k_index.shape[1]
+        rows = hidden[pairs.order // places]
+        outputs = [
+            self._expert(expert, rows[span], noted(self.listening.tap(self, part, expert)))
+            for expert, span, part in expert_parts(pairs, places, self.network.context_for(hidden.device))
+        ]
+        if not touched:
+            return self._dense(hidden, top_k_index, top_k_weights)
+        return combine(torch.cat(outputs), pairs.order, top_k_weights)
 
     def _dense(self, *arguments: Tensor) -> Tensor:
         settings = self.module.config

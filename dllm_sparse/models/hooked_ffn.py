@@ -8,28 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from dllm_sparse.models.feed_forward import Tapper
 from dllm_sparse.models.layouts import FoundFFN
 from dllm_sparse.models.structure import Layout
-from dllm_sparse.models.transformer import Tap, Tapped
-from dllm_sparse.types import ATTENTION_SITES, SiteName, StepContext, UsageError
+from dllm_sparse.types import ATTENTION_SITES, SiteName, UsageError
 
 if TYPE_CHECKING:
     from dllm_sparse.models.hooked import HookedTransformer
-
-
-class Tapper(Protocol):
-    """An override that can work value by value: what hooks need."""
-
-    dense_gate: bool
-
-    def tap(self, module: Tapped, context: StepContext, expert: int = -1) -> Tap:
-        """The tap of one module (or expert) in one forward."""
-        ...
 
 
 class HookedModule:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from dllm_sparse.models.config import RopeScaling, TransformerConfig
+from dllm_sparse.models.config import MoEConfig, RopeScaling, TransformerConfig
 from dllm_sparse.types import UsageError
 
 SHAPES: Mapping[str, TransformerConfig] = MappingProxyType(
@@ -29,6 +29,23 @@ SHAPES: Mapping[str, TransformerConfig] = MappingProxyType(
             eos_token_id=126081,
             eot_token_id=126348,
             pad_token_id=126081,
+        ),
+        "llada-moe-7b": TransformerConfig(
+            vocab_size=157184,
+            width=2048,
+            layers=16,
+            heads=16,
+            kv_heads=16,
+            head_dim=128,
+            ffn_width=8192,
+            max_positions=8192,
+            causal=False,
+            rope_theta=50000.0,
+            qk_norm=True,
+            moe=MoEConfig(experts=64, experts_per_token=8, expert_width=1024),
+            mask_token_id=156895,
+            eos_token_id=156892,
+            pad_token_id=156892,
         ),
         "llama-3.1-8b": TransformerConfig(
             vocab_size=128256,

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens of this forward, S cached length, D width, F FFN width,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from typing import Protocol
 
@@ -14,40 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dllm_sparse.kernels.reference import ACTIVATIONS, rms_norm, rotate
+from dllm_sparse.kernels.reference import rms_norm, rotate
 from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.models.feed_forward import FeedForward
+from dllm_sparse.models.moe import Experts, MoEFeedForward
 from dllm_sparse.types import SiteName, StepContext
-
-Tap = Callable[[SiteName, Tensor], Tensor]
-"""Sees the values at a site and returns what the layer goes on with."""
-
-
-class Tapped(Protocol):
-    """What a tap may ask of the module it listens to, whichever engine runs it."""
-
-    @property
-    def layer(self) -> int:
-        """Its layer."""
-        ...
-
-    def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
-        """L2 norm [n] fp32 of the weight column each value of a site meets."""
-        ...
-
-
-class TappedFFN(Tapped, Protocol):
-    """A tapped FFN also says what its values are worth in the output."""
-
-    def down(self, intermediate: Tensor) -> Tensor:
-        """The output [..., D] fp32 that intermediate values [..., F] make, without the bias."""
-        ...
-
-
-Product = Callable[[nn.Linear, Tensor], Tensor]
-"""A linear layer applied to values [B, T, K] -> [B, T, N]; backends bring ones that skip zeros."""
-
-FFNOverride = Callable[["FeedForward", Tensor, StepContext | None], Tensor]
-"""Replaces the dense FFN of one layer: (ffn, x [B, T, D], context) -> [B, T, D]."""
 
 
 class AttentionOverride(Protocol):
@@ -72,8 +43,8 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(config: TransformerConfig) -> Tensor:
-    """Inverse frequencies [head_dim / 2] in fp32, with Llama 3.1's or linear scaling applied."""
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
+    """Inverse frequencies [rotary_dim / 2] in fp32, with Llama 3.1's or linear scaling applied."""
+    exponent = torch.arange(0, config.rotary_dim, 2, dtype=torch.int64, device="cpu").float() / config.rotary_dim
     frequencies = 1.0 / (config.rope_theta**exponent)
     scaling = config.rope_scaling
     if scaling is None:
@@ -88,7 +59,7 @@ def rope_frequencies(config: TransformerConfig) -> Tensor:
 
 
 def rope_tables(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, [..., T, head_dim] fp32, for integer positions [..., T]."""
+    """cos and sin, [..., T, rotary_dim] fp32, for integer positions [..., T]."""
     angles = positions[..., None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
@@ -200,60 +171,6 @@ class Attention(nn.Module):
         return out
 
 
-class FeedForward(nn.Module):
-    """Gated FFN, down(act(gate x) * up x), with the paper's four sites exposed to a tap.
-
-    gate and up are one matrix [2F, D], gate rows first. `override`, when set, computes the layer instead: that
-    is how the sparsifier gets in, and the only thing it changes on the model.
-    """
-
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.activation = ACTIVATIONS[config.activation]
-        self.gate_up_proj = nn.Linear(config.width, 2 * config.ffn_width, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.ffn_width, config.width, bias=config.mlp_bias)
-        self.override: FFNOverride | None = None
-
-    def forward(self, x: Tensor, context: StepContext | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        if self.override is not None:
-            return self.override(self, x, context)
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(self.activation(gate) * up)
-        return out
-
-    def halves(self) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
-        """Weight [F, D] and bias [F] of the gate projection, and of the up projection."""
-        gate, up = self.gate_up_proj.weight.chunk(2)
-        bias = self.gate_up_proj.bias
-        gate_bias, up_bias = (None, None) if bias is None else bias.chunk(2)
-        return (gate, gate_bias), (up, up_bias)
-
-    def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
-        """L2 norm [n] fp32 of the weight column each value of a site meets."""
-        consumer = self.gate_up_proj if site == "input" else self.down_proj
-        norms: Tensor = consumer.weight.float().norm(dim=0)
-        return norms
-
-    def down(self, intermediate: Tensor) -> Tensor:
-        """The output [..., D] fp32 that intermediate values [..., F] make, without the bias."""
-        weight: Tensor = self.down_proj.weight
-        return F.linear(intermediate.to(weight.dtype), weight).float()
-
-    def tapped(self, x: Tensor, tap: Tap, *, dense_gate: bool = False, product: Product = nn.Linear.__call__) -> Tensor:
-        """The same computation with `tap` called at input, gate, up and intermediate, in that order.
-
-        `dense_gate` lets the gate projection see x as it was: only the up projection gets the tapped input.
-        `product` applies the two matrices to tapped values.
-        """
-        gate, up = product(self.gate_up_proj, tap("input", x)).chunk(2, dim=-1)
-        if dense_gate:
-            gate = self.gate_up_proj(x).chunk(2, dim=-1)[0]
-        gate, up = tap("gate", self.activation(gate)), tap("up", up)
-        return product(self.down_proj, tap("intermediate", gate * up))
-
-
 class Block(nn.Module):
     """Pre-norm attention and FFN, each with a residual."""
 
@@ -262,7 +179,8 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config, layer)
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
-        self.ffn = FeedForward(config, layer)
+        dense = layer < config.dense_layers
+        self.ffn = FeedForward(config, layer) if dense else MoEFeedForward(config, layer)
 
     def forward(
         self,
@@ -296,9 +214,9 @@ class Transformer(nn.Module):
         self._frequencies = rope_frequencies(config)
 
     @property
-    def ffns(self) -> Sequence[FeedForward]:
-        """The FFN of every layer, in order."""
-        return [block.ffn for block in self.blocks]  # type: ignore[misc]
+    def ffns(self) -> Sequence[FeedForward | Experts]:
+        """The FFNs, in the order of the layers; a layer with shared experts has two."""
+        return [ffn for block in self.blocks for ffn in block.ffn.parts]  # type: ignore[union-attr]
 
     @property
     def attentions(self) -> Sequence[Attention]:

@@ -128,13 +128,15 @@ def _slots(transformer: Transformer, family: Family) -> Iterator[tuple[str, str,
     for key, target in family.keys.items():
         for layer in range(config.layers) if "{i}" in key else (None,):
             name, _, part = target.replace("{i}", str(layer)).partition("#")
+            name, _, by_expert = name.partition("[")
             if name not in parameters:
                 continue
-            value = parameters[name].data
-            if part:
-                widths = config.qkv_widths if "qkv_proj" in name else (config.ffn_width, config.ffn_width)
-                value = torch.split(value, list(widths))[int(part)]
-            yield key.replace("{i}", str(layer)), name, value
+            whole = parameters[name].data
+            for expert, value in enumerate(whole) if by_expert else ((None, whole),):
+                if part:
+                    widths = config.qkv_widths if "qkv_proj" in name else (len(value) // 2, len(value) // 2)
+                    value = value.split(list(widths))[int(part)]
+                yield key.replace("{i}", str(layer)).replace("{e}", str(expert)), name, value
 
 
 def _parameters_of(transformer: Transformer) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from dllm_sparse.kernels.cpu import sparse_matvec, wanted_outputs
 from dllm_sparse.kernels.dispatch import CPU_MOST_TOKENS, cpu_pays, resolve_backend
 from dllm_sparse.kernels.storage import by_input, by_output
 from dllm_sparse.kernels.streaming import Listed, Scratch, can_stream, stream_matmul
+from dllm_sparse.models.feed_forward import FeedForward, Tap
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.models.transformer import FeedForward, Tap
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.types import BackendUnavailable
 

@@ -17,6 +17,7 @@ from dllm_sparse.kernels import reference
 from dllm_sparse.kernels.dispatch import listing_pays
 from dllm_sparse.kernels.packing import Selected, select
 from dllm_sparse.kernels.streaming import MAX_STREAMED, Listed, add_norm, can_stream, on_gpu, stream_matmul
+from dllm_sparse.models.feed_forward import FeedForward
 from dllm_sparse.models.transformer import Block
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
@@ -93,6 +94,7 @@ class GraphSparseFFN:
     def __call__(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One layer; see `FFNRunner`."""
         ffn = block.ffn
+        assert isinstance(ffn, FeedForward)  # masks inside experts are the plain path's
         if delta is not None:
             x = x + delta
         state = self._rows[x.shape[0]]

@@ -16,8 +16,9 @@ from torch import Tensor
 from dllm_sparse.engine.forward import FFNRunner, FixedForward
 from dllm_sparse.engine.observing import GraphableObserver
 from dllm_sparse.kernels.packing import MAX_WIDTH
+from dllm_sparse.models.feed_forward import FeedForward, FFNOverride, Tap, Tapped, known_context
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.models.transformer import Attention, FeedForward, FFNOverride, Tap, Tapped
+from dllm_sparse.models.transformer import Attention
 from dllm_sparse.sparsity.backends import MaskedFFN, sparse_ffn
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
@@ -29,9 +30,7 @@ from dllm_sparse.types import (
     Observer,
     Site,
     SiteName,
-    Step,
     StepContext,
-    TokenClass,
     UsageError,
 )
 
@@ -110,12 +109,12 @@ class Sparsifier(GraphableObserver):
 
     def __call__(self, ffn: FeedForward, x: Tensor, context: StepContext | None) -> Tensor:
         """The sparsified FFN of one layer, [B, T, D] -> [B, T, D]."""
-        context = context or _only_prompt(x)
+        context = known_context(x, context)
         return self._computes(ffn, context)(ffn, x, self.tap(ffn, context), dense_gate=self.dense_gate)
 
     def project(self, attention: Attention, site: SiteName, values: Tensor, context: StepContext | None) -> Tensor:
         """A projection of one layer's attention on values [B, T, n] masked at its site."""
-        context = context or _only_prompt(values)
+        context = known_context(values, context)
         masked = self.tap(attention, context)(site, values)
         return self._computes(attention, context).product(attention.projection(site), masked)
 
@@ -194,12 +193,6 @@ class Sparsifier(GraphableObserver):
             self._stored[site] = keep.clone()
         else:
             self._stored[site][:, start : start + keep.shape[1]] = keep
-
-
-def _only_prompt(values: Tensor) -> StepContext:
-    """The context of values [B, T, n] fed outside of any loop."""
-    classes = torch.full(values.shape[:2], TokenClass.PROMPT, dtype=torch.int8, device=values.device)
-    return StepContext(Step(0, 1), classes)
 
 
 def _zeroed(values: Tensor, keep: Tensor) -> Tensor:

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from dllm_sparse.bench.floors import KNOWN_RATES, Cost, Fed, Rates, bound_by, floor_seconds, forward_costs, total
+from dllm_sparse.bench.floors import (
+    KNOWN_RATES,
+    Cost,
+    Fed,
+    Rates,
+    bound_by,
+    expected_experts,
+    floor_seconds,
+    forward_costs,
+    total,
+)
+from dllm_sparse.models.config import MoEConfig
 from dllm_sparse.models.families import ALIASES
 from dllm_sparse.models.shapes import SHAPES
 
@@ -34,10 +46,34 @@ def test_llada_reads_fifteen_gigabytes_a_small_step() -> None:
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_linear_weights_are_all_parameters_but_norms_biases_and_embedding(name: str) -> None:
     config = SHAPES[name]
-    read = total(forward_costs(config, Fed(1, 1, 1, 1), 1)).bytes
+    tokens = 1 if config.moe is None else 4096  # enough to reach every expert
+    read = total(forward_costs(config, Fed(1, tokens, tokens, 1), 1)).bytes
     embedding = 0 if config.tied else config.vocab_size * config.width
     small = config.layers * (4 * config.width + sum(config.qkv_widths)) + config.width
     assert read <= config.parameters - embedding <= read + small
+
+
+def test_a_mixture_reads_the_experts_its_tokens_chose() -> None:
+    """LLaDA-MoE: 8 of 64 experts at one token, nearly all at 32; a token is multiplied with 8 of them always."""
+    config = SHAPES["llada-moe-7b"]
+    assert config.moe is not None
+    expert = 3 * 2048 * 1024
+    one, block = (forward_costs(config, Fed(1, tokens, tokens, 1), 2)["ffn"] for tokens in (1, 32))
+    router = 64 * 2048
+    assert one.bytes == 16 * 2 * (8 * expert + router)
+    assert block.bytes == pytest.approx(16 * 2 * (64 * (1 - (7 / 8) ** 32) * expert + router))
+    assert block.flops == 32 * one.flops == 32 * 16 * 2 * (8 * expert + router)
+    counted = forward_costs(config, Fed(1, 32, 32, 1), 2, active_experts=20.5)["ffn"]
+    assert counted.bytes == 16 * 2 * (20.5 * expert + router)
+    assert counted.flops == block.flops
+
+
+def test_distinct_experts_of_independent_tokens() -> None:
+    moe = MoEConfig(experts=5, experts_per_token=2, expert_width=1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.rand(3, 5, generator=generator).topk(2).indices.unique().numel() for _ in range(4000)]
+    assert expected_experts(moe, 3) == pytest.approx(sum(drawn) / 4000, rel=0.01)
+    assert expected_experts(moe, 1) == pytest.approx(2)
 
 
 def test_a_causal_prefill_multiplies_half_of_the_square() -> None:

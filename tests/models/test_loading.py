@@ -190,8 +190,8 @@ def test_the_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             ("MambaLM", "LLaDA (llada)", "Qwen3"),
         ),
         (
-            {"architectures": ["LLaDAMoEModelLM"], "num_experts": 64},
-            ("LLaDAMoEModelLM", "with experts", "LLaDA (llada)"),
+            {"model_type": "new", "architectures": ["MixtureLM"], "num_experts": 64},
+            ("MixtureLM", "with experts", "LLaDA (llada)", "LLaDA-MoE (llada)"),
         ),
         ({"block_type": "sequential"}, ("block_type is 'sequential'", "'llama'")),
         ({"multi_query_attention": True}, ("multi_query_attention is True",)),
@@ -289,7 +289,7 @@ def test_cuda_without_a_gpu() -> None:
 
 def test_tables_are_consistent() -> None:
     """Every alias names a family; every family's key map and field map lead to things that exist."""
-    from dllm_sparse.models.config import TransformerConfig
+    from dllm_sparse.models.config import MoEConfig, TransformerConfig
 
     assert {"llada-8b", "llada-8b-base", "llada-1.5", "llama-3.1-8b", "qwen2.5-7b"} <= set(ALIASES)
     assert ALIASES["llada-8b"].repository == "GSAI-ML/LLaDA-8B-Instruct"
@@ -298,6 +298,7 @@ def test_tables_are_consistent() -> None:
         assert alias.family in FAMILIES
     for family in FAMILIES.values():
         assert set(family.fields) | set(family.fixed) | set(family.defaults) <= fields
+        assert set(family.mixture) | set(family.mixture_fixed) <= set(MoEConfig.__dataclass_fields__)
         assert len(set(family.keys.values())) == len(family.keys)
 
 

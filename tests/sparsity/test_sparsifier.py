@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import dllm_sparse as ds
-from dllm_sparse.models.transformer import FeedForward
+from dllm_sparse.models.feed_forward import FeedForward
 from dllm_sparse.sparsity.config import IDENTITY
 from dllm_sparse.types import BackendUnavailable, NonFiniteActivations, UsageError
 from tests.helpers import Recorder, left_padded, random_ids, tiny_lm

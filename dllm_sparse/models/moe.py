@@ -1,0 +1,157 @@
+"""Mixtures of experts in the native engine: a router, routed experts in packed weights, shared experts beside them.
+
+A listener hears every expert like an FFN of its own, through a tap that sees the tokens routed to it.
+Shapes: B rows, T tokens, M = B * T, E experts, k experts a token, P = M * k pairs (token, expert), D width, F width of
+an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dllm_sparse.kernels.experts import combine, grouped_linear
+from dllm_sparse.kernels.reference import ACTIVATIONS
+from dllm_sparse.kernels.routing import Pairs, RouterRule, Routing, choose_experts, sort_pairs
+from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.models.feed_forward import FeedForward, Tap, Tapper, known_context
+from dllm_sparse.types import SiteName, StepContext, UsageError
+
+
+class Router(nn.Module):
+    """Scores every expert for every token. A softmax router multiplies in the model's dtype, a sigmoid one in fp32."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        assert config.moe is not None
+        moe = config.moe
+        self.rule = RouterRule(
+            moe.router, moe.experts_per_token, moe.groups, moe.groups_per_token, moe.renormalise, moe.routed_scaling
+        )
+        self.weight = nn.Parameter(torch.empty(moe.experts, config.width))
+        self.bias = nn.Parameter(torch.zeros(moe.experts)) if moe.expert_bias else None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Router:
+        """As ever, but the bias stays fp32: it tips choices between experts that 16 bits cannot tell apart."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.bias is not None:
+            self.bias.data = self.bias.data.float()
+        return self
+
+    def forward(self, x: Tensor) -> Routing:
+        """Experts and weights of tokens [M, D]."""
+        return choose_experts(self.logits(x), self.bias, self.rule)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Scores before softmax or sigmoid, [M, D] -> [M, E]."""
+        if self.rule.kind == "softmax":
+            return F.linear(x, self.weight)
+        return F.linear(x.float(), self.weight.float())
+
+
+class Experts(nn.Module):
+    """The routed experts of one layer: gate_up_proj [E, 2F, D], gate rows first, and down_proj [E, D, F].
+
+    `override`, when set, is a `Tapper` and hears the values of every expert.
+    """
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        assert config.moe is not None
+        self.layer, self.experts = layer, config.moe.experts
+        self.activation = ACTIVATIONS[config.activation]
+        self.gate_up_proj = nn.Parameter(torch.empty(self.experts, 2 * config.moe.expert_width, config.width))
+        self.down_proj = nn.Parameter(torch.empty(self.experts, config.width, config.moe.expert_width))
+        self._listening: Tapper | None = None
+
+    @property
+    def override(self) -> Any:
+        """What listens, or None."""
+        return self._listening
+
+    @override.setter
+    def override(self, override: Any) -> None:
+        if override is not None:
+            check_listener(override)
+        self._listening = override
+
+    def forward(self, x: Tensor, routing: Routing, context: StepContext | None = None) -> Tensor:
+        """[B, T, D] and the routing of its B * T tokens -> [B, T, D]."""
+        rows = x.flatten(0, -2)
+        pairs = sort_pairs(routing.experts, self.experts)
+        tap = self._tap(pairs, routing.experts.shape[1], known_context(x, context))
+        values = tap("input", rows[pairs.order // routing.experts.shape[1]])
+        gate, up = grouped_linear(values, self.gate_up_proj, pairs.ends).chunk(2, dim=-1)
+        gate, up = tap("gate", self.activation(gate)), tap("up", up)
+        outputs = grouped_linear(tap("intermediate", gate * up), self.down_proj, pairs.ends)
+        return combine(outputs, pairs.order, routing.weights).view_as(x)
+
+    def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
+        """L2 norm [n] fp32 of the weight column each value of a site meets in one expert."""
+        consumer = self.gate_up_proj if site == "input" else self.down_proj
+        norms: Tensor = consumer[expert].float().norm(dim=0)
+        return norms
+
+    def down(self, intermediate: Tensor) -> Tensor:
+        """Experts have no output projection in common."""
+        raise UsageError("an expert layer has no output projection in common")
+
+    def _tap(self, pairs: Pairs, places: int, context: StepContext) -> Tap:
+        """A tap of all pairs' values [P, n] that shows each expert its own."""
+        listener = self._listening
+        if listener is None:
+            return lambda _, values: values
+        parts = list(expert_parts(pairs, places, context))
+        taps = [(span, listener.tap(self, part, expert)) for expert, span, part in parts]
+
+        def tap(name: SiteName, values: Tensor) -> Tensor:
+            return torch.cat([one(name, values[span][None])[0] for span, one in taps])
+
+        return tap
+
+
+class MoEFeedForward(nn.Module):
+    """Routed experts, plus the shared ones, over the same x."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        assert config.moe is not None
+        self.router = Router(config)
+        self.experts = Experts(config, layer)
+        width = config.moe.shared_experts * config.moe.expert_width
+        self.shared = FeedForward(config, layer, width) if width else None
+
+    @property
+    def parts(self) -> tuple[Experts | FeedForward, ...]:
+        """What overrides are set on."""
+        return (self.experts,) if self.shared is None else (self.experts, self.shared)
+
+    def forward(self, x: Tensor, context: StepContext | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        out: Tensor = self.experts(x, self.router(x.flatten(0, -2)), context)
+        return out if self.shared is None else out + self.shared(x, context)
+
+
+def check_listener(override: Any) -> None:
+    """Raises UsageError for an override that experts cannot serve: tokens come to them one by one, in no order."""
+    if not hasattr(override, "tap"):
+        raise UsageError("replacing whole FFN outputs is for dense FFNs; experts see other tokens at every step")
+    config = getattr(override, "config", None)
+    if config is not None and (config.scope != "token" or config.refresh_every != 1 or override.dense_gate):
+        raise UsageError("experts take scope 'token', refresh_every 1 and gate_input 'masked' only")
+
+
+def expert_parts(pairs: Pairs, places: int, context: StepContext) -> Iterator[tuple[int, slice, StepContext]]:
+    """(expert, where its pairs are, their context) of every expert that some token chose, `places` a token."""
+    classes = context.token_class.flatten()
+    tokens = pairs.order // places
+    begin = 0
+    for expert, end in enumerate(pairs.ends.tolist()):
+        if end > begin:
+            span = slice(begin, end)
+            yield expert, span, StepContext(context.step, classes[tokens[span]][None], guided=context.guided)
+        begin = end

@@ -1,0 +1,128 @@
+"""Tiny random checkpoints of the native families, in the key layout and with the config.json of the public ones.
+
+Tensors are written here key by key, from the published layouts and not from the package's own key maps.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.helpers import GOLDEN
+
+Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
+"""config.json and tensors."""
+
+SPECIAL = {"eos_token_id": 249, "pad_token_id": 249}
+"""As in the golden checkpoints: vocabulary 256, mask 250."""
+
+
+def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
+    """Normal weights that keep values near 1; norms near ones, biases near zeros; nothing is tested on constants."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for key, shape in shapes.items():
+        values = torch.randn(shape, generator=generator)
+        scale = 0.2 if len(shape) == 1 else shape[-1] ** -0.5
+        tensors[key] = values * scale + (1.0 if "norm" in key else 0.0)
+    return tensors
+
+
+def glu_shapes(prefix: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    """The three projections of one GLU."""
+    return {
+        f"{prefix}.gate_proj.weight": (inner, width),
+        f"{prefix}.up_proj.weight": (inner, width),
+        f"{prefix}.down_proj.weight": (width, inner),
+    }
+
+
+def llada_moe(**changes: Any) -> Checkpoint:
+    """LLaDA-MoE: 2 layers, 6 experts of which a token sees 2, softmax router, per-head norms of queries and keys."""
+    config = {
+        "architectures": ["LLaDAMoEModelLM"],
+        "model_type": "llada",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "expert_intermediate_size": 24,
+        "dense_intermediate_size": 48,
+        "shared_expert_intermediate_size": None,
+        "moe_layer_freq": [1, 1],
+        "moe_router_score_function": "softmax",
+        "moe_router_enable_expert_bias": False,
+        "norm_topk_prob": None,
+        "routed_scaling_factor": 1,
+        "router_num_group": None,
+        "qk_layernorm": True,
+        "partial_rotary_factor": 1,
+        "rope_theta": 50000,
+        "rope_scaling": None,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+        "clip_qkv": None,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "vocab_size": 256,
+        "mask_token_id": 250,
+        "torch_dtype": "bfloat16",
+        **SPECIAL,
+        **changes,
+    }
+    width, head = config["hidden_size"], config["hidden_size"] // config["num_attention_heads"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (config["vocab_size"], width),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        root = f"model.layers.{layer}"
+        shapes |= {f"{root}.{name}.weight": (width,) for name in ("input_layernorm", "post_attention_layernorm")}
+        shapes |= {f"{root}.self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
+        shapes |= {f"{root}.self_attn.{name}_norm.weight": (head,) for name in "qk"}
+        shapes[f"{root}.mlp.gate.weight"] = (config["num_experts"], width)
+        for expert in range(config["num_experts"]):
+            shapes |= glu_shapes(f"{root}.mlp.experts.{expert}", width, config["expert_intermediate_size"])
+    return config, random_tensors(shapes)
+
+
+def golden_copy(name: str) -> Callable[[Path], None]:
+    """Writes a golden checkpoint."""
+    return lambda folder: shutil.copytree(GOLDEN / name, folder, dirs_exist_ok=True) and None
+
+
+def writer(make: Callable[[], Checkpoint]) -> Callable[[Path], None]:
+    """Writes a made checkpoint."""
+
+    def write(folder: Path) -> None:
+        config, tensors = make()
+        write_checkpoint(folder, config, tensors)
+
+    return write
+
+
+def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+    """config.json and model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    save_file(dict(tensors), folder / "model.safetensors")
+    return folder
+
+
+FAMILIES: Mapping[str, Callable[[Path], None]] = {
+    "llada": golden_copy("llada-tiny"),
+    "llama": golden_copy("llama-tiny"),
+    "llada-moe": writer(llada_moe),
+}
+"""What every command runs on, in `tests/cli/test_families.py`: vocabulary 256, mask 250 where there is one."""
