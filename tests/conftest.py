@@ -36,6 +36,12 @@ def llama() -> ds.LanguageModel:
 
 
 @pytest.fixture(scope="session")
+def dream() -> ds.LanguageModel:
+    """The golden Dream checkpoint in fp32 on the CPU."""
+    return ds.load(str(GOLDEN / "dream-tiny"), device="cpu")
+
+
+@pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden LLaDA checkpoint with a tokenizer of 256 pieces; every fifth piece hides an escape sequence."""
     folder = Path(shutil.copytree(GOLDEN / "llada-tiny", tmp_path_factory.mktemp("toy") / "diffusion"))

@@ -24,8 +24,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def golden(file: str, key: str = "cases") -> list[dict[str, Any]]:
     """The cases of one golden file."""
-    cases: list[dict[str, Any]] = json.loads((GOLDEN / f"{file}.json").read_text())[key]
-    return cases
+    found = json.loads((GOLDEN / f"{file}.json").read_text())[key]
+    return [found] if isinstance(found, dict) else found
 
 
 def interpreted(code: str) -> str:

@@ -141,7 +141,7 @@ def _losses(lm: LanguageModel, data: HeldOut) -> Tensor:
     index = data.weights.flatten().nonzero()[:, 0]
     ids = data.ids.to(lm.device)
     context = StepContext(Step(0, 1), token_classes(ids, None, lm.mask_token_id))
-    logits = lm.transformer(ids, rows=index.to(lm.device), context=context)
+    logits = lm.predictions(ids, index.to(lm.device), context=context)
     nats = F.cross_entropy(logits.float(), data.targets.flatten()[index].to(logits.device), reduction="none")
     flat = torch.zeros(data.ids.numel(), dtype=torch.float64)
     flat[index] = nats.double().cpu() * data.weights.flatten()[index].double()

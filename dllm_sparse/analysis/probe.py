@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.analysis.token_reuse import TokenReuse
-from dllm_sparse.models.language_model import LanguageModel, rotary_positions
+from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.confidence import pick_by_quota, token_probabilities
 from dllm_sparse.samplers.config import SamplerConfig
@@ -104,25 +104,22 @@ class FidelityProbe(Observer):
 
     def _logits(self, step: Step, where: slice, cache: KVCache | None) -> Tensor:
         """Logits [B, W, V] for the positions decided upon, before the step."""
-        config, begin, end = self.lm.config, 0, self._ids.shape[1]
-        rows = slice(where.start - config.logit_shift, where.stop - config.logit_shift)
-        classes, positions = self._classes, None
+        begin, end = 0, self._ids.shape[1]
+        classes, positions = self._classes, self.lm.positions(self._mask)
         if self._causal:
-            end, rows = where.start, slice(-1, None)
+            end, where = where.start, slice(-1, None)
             begin = end - 1 if step.index else 0
             # A row that ended is fed no token that counts.
             classes = classes.masked_fill(classes == TokenClass.MASKED, TokenClass.PADDING)
-            positions = None if self._mask is None else rotary_positions(self._mask)[:, begin:end]
-        logits: Tensor = self.lm.transformer(
+        return self.lm.predictions(
             self._ids[:, begin:end],
+            where,
             start=begin,
             attention_mask=None if self._mask is None else self._mask[:, :end],
-            positions=positions,
+            positions=None if positions is None else positions[:, begin:end],
             cache=cache,
-            rows=rows,
             context=StepContext(step, classes[:, begin:end], begin),
         )
-        return logits
 
     def _compare(
         self, variant: Variant, step: Step, dense: Tensor, logits: Tensor, counted: Tensor, committed: Tensor

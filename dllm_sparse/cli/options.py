@@ -69,9 +69,21 @@ BlockLengthOpt = Annotated[
 TemperatureOpt = Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=_DECODING)]
 CfgScaleOpt = Annotated[float, typer.Option(help="Classifier-free guidance; 0 is off.", rich_help_panel=_DECODING)]
 RemaskingOpt = Annotated[
-    Literal["low_confidence", "random"],
-    typer.Option(help="How positions are kept.", rich_help_panel=_DECODING),
+    Literal["low_confidence", "random", "entropy", "maskgit_plus", "topk_margin", "origin"],
+    typer.Option(
+        help="Which positions are committed: LLaDA's two rules, or Dream's four (whole canvas unless cached).",
+        rich_help_panel=_DECODING,
+    ),
 ]
+AlgTempOpt = Annotated[
+    float,
+    typer.Option(help="Draw Dream's positions at this temperature; 0 takes the surest.", rich_help_panel=_DECODING),
+]
+TopPOpt = Annotated[
+    float | None,
+    typer.Option(help="Dream: only the likeliest tokens of this total probability.", rich_help_panel=_DECODING),
+]
+TopKOpt = Annotated[int | None, typer.Option(help="Dream: only the k likeliest tokens.", rich_help_panel=_DECODING)]
 CacheOpt = Annotated[
     Literal["none", "prefix", "dual"],
     typer.Option(help="Fast-dLLM's approximate KV caches.", rich_help_panel=_DECODING),

@@ -127,7 +127,7 @@ def _plain(lm: LanguageModel, ids: Tensor, mask: Tensor | None, index: Tensor, *
     context = StepContext(Step(0, 1), _classes(lm, ids, mask), guided=guided)
     # Right padding needs no mask under causal attention: nothing real comes after it.
     seen = None if lm.config.causal else mask
-    return lm.transformer(ids, attention_mask=seen, rows=index, context=context)  # type: ignore[no-any-return]
+    return lm.predictions(ids, index, attention_mask=seen, context=context)
 
 
 def _guided(lm: LanguageModel, batch: Batch, cfg_scale: float) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.types import UsageError
+from dllm_sparse.models.language_model import LanguageModel, token_classes
+from dllm_sparse.types import Step, StepContext, UsageError
 
 
 @torch.inference_mode()
@@ -35,6 +35,9 @@ def infill_hits(
         width = max(len(row) for row in rows)
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        found = lm.logits(ids, mask)[torch.arange(len(rows)), gaps].argmax(-1).cpu()
+        places = torch.arange(len(rows)) * width + torch.tensor(gaps)
+        ids, mask, places = ids.to(lm.device), mask.to(lm.device), places.to(lm.device)
+        context = StepContext(Step(0, 1), token_classes(ids, mask, mask_id))
+        found = lm.predictions(ids, places, attention_mask=mask, context=context).argmax(-1).cpu()
         hits.append(found == torch.tensor(targets))
     return torch.cat(hits)

@@ -151,6 +151,7 @@ class Family:
 
     `mixture` names the config field of each `MoEConfig` field and makes this the family of that type's models with
     experts, `mixture_fixed` the facts a config leaves out. `model_type` is the key in `FAMILIES` where it says nothing.
+    `tokenizer` is transformers' class for the folder's files, where the checkpoints name one of their own remote code.
     """
 
     name: str
@@ -163,6 +164,7 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     must_be: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    tokenizer: str | None = None
     sites: str = "FFN input after the norm; gate, up and intermediate of a GLU"
 
 
@@ -207,6 +209,16 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "attention_bias": (False, None),
             },
             sites="input of every expert after the norm; gate, up and intermediate of its GLU; the router sees x as is",
+        ),
+        "Dream": Family(
+            name="Dream",
+            kind="diffusion",
+            fields={**LLAMA_FIELDS, "mask_token_id": "mask_token_id"},
+            keys=LLAMA_KEYS,
+            fixed={"qkv_bias": True, "output_bias": False, "logit_shift": 1, "text_positions": True},
+            defaults={"mask_token_id": 151666, "eos_token_id": 151643, "pad_token_id": 151643},
+            must_be={"use_sliding_window": (False,)},
+            tokenizer="Qwen2Tokenizer",
         ),
         "llama": Family(name="Llama, SmolLM", kind="autoregressive", fields=LLAMA_FIELDS, keys=LLAMA_KEYS),
         "mistral": Family(name="Mistral", kind="autoregressive", fields=LLAMA_FIELDS, keys=LLAMA_KEYS),
@@ -260,6 +272,9 @@ ALIASES: Mapping[str, Alias] = MappingProxyType(
         "llada-moe-7b-base": Alias("inclusionAI/LLaDA-MoE-7B-A1B-Base", "llada_moe", 7.36),
         "illada-8b": Alias("GSAI-ML/iLLaDA-8B-Instruct", "llada", 7.62),
         "illada-8b-base": Alias("GSAI-ML/iLLaDA-8B-Base", "llada", 7.62),
+        "dream-7b": Alias("Dream-org/Dream-v0-Instruct-7B", "Dream", 7.616),
+        "dream-7b-base": Alias("Dream-org/Dream-v0-Base-7B", "Dream", 7.616),
+        "dream-coder-7b": Alias("Dream-org/Dream-Coder-v0-Instruct-7B", "Dream", 7.616),
         "llama-2-7b": Alias("meta-llama/Llama-2-7b-hf", "llama", 6.74),
         "llama-3.1-8b": Alias("meta-llama/Llama-3.1-8B", "llama", 8.03),
         "llama-3.1-8b-instruct": Alias("meta-llama/Llama-3.1-8B-Instruct", "llama", 8.03),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -81,8 +81,29 @@ class LanguageModel:
         ids = ids.to(self.device)
         mask = None if attention_mask is None else attention_mask.to(self.device)
         context = StepContext(Step(0, 1), token_classes(ids, mask, self.mask_token_id))
-        positions = None if mask is None or not self.config.causal else rotary_positions(mask)
-        return self.transformer(ids, attention_mask=mask, positions=positions, context=context)  # type: ignore[no-any-return]
+        options: dict[str, Any] = {"attention_mask": mask, "positions": self.positions(mask), "context": context}
+        return self.transformer(ids, **options)  # type: ignore[no-any-return]
+
+    def predictions(self, ids: Tensor, rows: slice | Tensor, **options: Any) -> Tensor:
+        """Logits FOR the tokens at `rows` of ids [B, T]: [B, R, V] of a slice of each row, [N, V] of flat indices [N].
+
+        Where position i predicts token i+1 (`logit_shift`), they come from the position before; the first one fed has
+        none and answers for itself, as in Dream. `options` are those of `Transformer.forward`.
+        """
+        if not self.config.logit_shift:
+            return self.transformer(ids, rows=rows, **options)  # type: ignore[no-any-return]
+        batch, tokens = ids.shape
+        if isinstance(rows, slice):
+            places = torch.arange(batch * tokens, device=ids.device).view(batch, tokens)[:, rows]
+            return self.predictions(ids, places.flatten(), **options).view(*places.shape, -1)
+        before = rows - (rows % tokens > 0).long()
+        return self.transformer(ids, rows=before, **options)  # type: ignore[no-any-return]
+
+    def positions(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Rotary positions [B, L] of left-padded rows; None where canvas positions serve (LLaDA counts padding)."""
+        if attention_mask is None or not (self.config.causal or self.config.text_positions):
+            return None
+        return rotary_positions(attention_mask)
 
 
 def token_classes(ids: Tensor, attention_mask: Tensor | None, mask_token_id: int | None) -> Tensor:

@@ -62,7 +62,7 @@ def load(
     check_weights(outline, folder, stored, family)
     transformer = _allocated(outline, target, precision)
     fill_weights(transformer, stored, family)
-    reader = tokenizer_reader(folder, family.kind)
+    reader = tokenizer_reader(folder, family.kind, family.tokenizer)
     return LanguageModel(
         name, family.kind, config, transformer, family=family.name, revision=revision, read_tokenizer=reader
     )
@@ -170,27 +170,34 @@ def _allocated(transformer: Transformer, device: torch.device, dtype: torch.dtyp
     return transformer.requires_grad_(False).eval()
 
 
-def tokenizer_reader(folder: Path, kind: Kind) -> Callable[[], PreTrainedTokenizerBase] | None:
-    """What reads the folder's tokenizer when it is asked for; None where there is none."""
+def tokenizer_reader(
+    folder: Path, kind: Kind, known_class: str | None = None
+) -> Callable[[], PreTrainedTokenizerBase] | None:
+    """What reads the folder's tokenizer when it is asked for, by a class of transformers if one is known; None where
+    there is none."""
     here = any((folder / name).exists() for name in _TOKENIZER_FILES)
-    return partial(_tokenizer, folder, kind) if here else None
+    return partial(_tokenizer, folder, kind, known_class) if here else None
 
 
-def _tokenizer(folder: Path, kind: Kind) -> Any:
+def _tokenizer(folder: Path, kind: Kind, known_class: str | None) -> Any:
     try:
-        tokenizer = _read_tokenizer(folder, kind)
+        tokenizer = _read_tokenizer(folder, kind, known_class)
         tokenizer("A probe: what cannot encode fails here and is named.")
     except Exception as error:  # tokenizers raises a bare Exception on a corrupt file
         raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
     return tokenizer
 
 
-def _read_tokenizer(folder: Path, kind: Kind) -> Any:
+def _read_tokenizer(folder: Path, kind: Kind, known_class: str | None) -> Any:
     if _is_plain_fast(folder):
         # AutoTokenizer would load every model's configuration first, which takes two seconds.
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast.from_pretrained(str(folder))
+    if known_class is not None:
+        import transformers
+
+        return getattr(transformers, known_class).from_pretrained(str(folder))
     from transformers import AutoTokenizer, PreTrainedConfig
 
     # transformers knows no diffusion family: an empty config keeps it from guessing at the folder's.

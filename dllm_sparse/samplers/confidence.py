@@ -24,6 +24,37 @@ def token_probabilities(logits: Tensor, tokens: Tensor, dtype: torch.dtype) -> T
     return logits.to(dtype).softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
+def keep_likely(logits: Tensor, top_p: float | None = None, top_k: int | None = None) -> Tensor:
+    """Logits [..., V] with -inf for all but the fewest most likely tokens whose probability exceeds `top_p`, then for
+    all but the `top_k` largest (ties stay)."""
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        enough = ordered.softmax(-1).cumsum(-1) > top_p
+        beyond = torch.nn.functional.pad(enough[..., :-1], (1, 0))  # the token that crosses top_p stays
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter_(-1, order, beyond), -torch.inf)
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    return logits
+
+
+def sureness(probabilities: Tensor, tokens: Tensor, measure: str) -> Tensor:
+    """Dream's confidences, [..., V], [...] -> [...]: the negative "entropy", the "topk_margin" between the two most
+    likely tokens, else the probability of the token."""
+    if measure == "entropy":
+        return (probabilities * (probabilities + 1e-10).log()).sum(-1)
+    if measure == "topk_margin":
+        best = probabilities.topk(2, dim=-1).values
+        return best[..., 0] - best[..., 1]
+    return probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def race(weights: Tensor, noise: Tensor) -> Tensor:
+    """Weights over exponential noise, both [..., n]: the largest entry is a draw in proportion to the weights, the k
+    largest are k draws without replacement. It is what torch.multinomial computes."""
+    return weights / noise
+
+
 def pick_by_quota(confidence: Tensor, quota: list[int]) -> Tensor:
     """The quota[row] most confident positions, [B, T] -> [B, T] bool. Ineligible positions hold -inf."""
     picked = torch.zeros_like(confidence, dtype=torch.bool)

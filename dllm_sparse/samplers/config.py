@@ -8,10 +8,14 @@ from typing import Any, Literal, get_args
 
 from dllm_sparse.types import UsageError
 
-Remasking = Literal["low_confidence", "random"]
+Remasking = Literal["low_confidence", "random", "entropy", "maskgit_plus", "topk_margin", "origin"]
 Cache = Literal["none", "prefix", "dual"]
 ConfidenceDtype = Literal["model", "float32", "float64"]
 Execution = Literal["auto", "eager", "graph"]
+
+
+_TIMESTEP_RULES: tuple[Remasking, ...] = ("entropy", "maskgit_plus", "topk_margin", "origin")
+_TIMESTEP_OPTIONS: dict[str, Any] = {"alg_temp": 0.0, "top_p": None, "top_k": None, "eps": 1e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,13 @@ class SamplerConfig:
     over the blocks. `threshold` commits every masked token of the block at least that confident (always the best one),
     `factor` uses Fast-dLLM's factor rule; both ignore `steps`. `confidence_dtype` is the type of the confidence
     softmax: the model's (LLaDA) or float64 (Fast-dLLM).
+
+    Dream's rules (arXiv 2508.15487) serve any diffusion model: remasking "entropy" (its negative), "maskgit_plus"
+    (probability) and "topk_margin" (best minus second) name the confidence by which each step commits its share of the
+    masks left, on the way from time 1 to `eps`; `alg_temp` > 0 draws positions in proportion to
+    exp(confidence / alg_temp) instead. "origin" commits each mask with that share as probability. `top_p` and `top_k`
+    restrict the tokens. Without a cache the canvas is one block: `block_length` becomes `gen_length`. With one, every
+    block runs through the times.
 
     Autoregressive: only gen_length, temperature, stop_at_eos, the eos ids, execution and seed are used.
 
@@ -50,6 +61,10 @@ class SamplerConfig:
     early_block_exit: bool = False
     execution: Execution = "auto"
     seed: int = 0
+    alg_temp: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    eps: float = 1e-3
 
     def __post_init__(self) -> None:
         choices = {
@@ -64,7 +79,7 @@ class SamplerConfig:
         for name in ("gen_length", "block_length"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("temperature", "cfg_scale"):
+        for name in ("temperature", "cfg_scale", "alg_temp"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise UsageError(f"{name} is {value}; it must be a number of at least 0 (for example 0.0)")
@@ -74,6 +89,33 @@ class SamplerConfig:
             raise UsageError(f"factor is {self.factor}; it must be above 0 (for example 1.0)")
         if self.threshold is not None and self.factor is not None:
             raise UsageError("threshold and factor are two rules for the same choice; give one of them")
+        if self.by_timesteps:
+            self._check_timesteps()
+            if self.cache == "none":
+                object.__setattr__(self, "block_length", self.gen_length)
+        for name, default in _TIMESTEP_OPTIONS.items():
+            if not self.by_timesteps and getattr(self, name) != default:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}, but remasking {self.remasking!r} does not use it; "
+                    f"those that do: {', '.join(_TIMESTEP_RULES)}"
+                )
+
+    def _check_timesteps(self) -> None:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; allowed: above 0, at most 1 (for example 0.95)")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top_k is {self.top_k}; it must be at least 1 (for example 50)")
+        if not 0 <= self.eps < 1:
+            raise UsageError(f"eps is {self.eps}; allowed: from 0, below 1 (for example 0.001)")
+        if not self.by_quota and self.remasking in ("entropy", "origin"):
+            raise UsageError(
+                f"remasking {self.remasking!r} has no confidence between 0 and 1 to compare with threshold or factor; "
+                "try remasking 'maskgit_plus'"
+            )
+        if not self.by_quota and self.alg_temp > 0:
+            raise UsageError("alg_temp draws a planned number of positions; threshold and factor plan none")
+        if self.confidence_eos_eot_inf:
+            raise UsageError(f"confidence_eos_eot_inf is for remasking 'low_confidence'; it is {self.remasking!r}")
 
     def check_blocks(self) -> None:
         """Raises UsageError, with a working suggestion, unless blocks divide the canvas and the steps."""
@@ -105,6 +147,16 @@ class SamplerConfig:
     def by_quota(self) -> bool:
         """True where the number of tokens per step is planned rather than decided by confidence."""
         return self.threshold is None and self.factor is None
+
+    @property
+    def by_timesteps(self) -> bool:
+        """True for Dream's rules."""
+        return self.remasking in _TIMESTEP_RULES
+
+    @property
+    def draws(self) -> bool:
+        """True where decoding depends on random numbers."""
+        return self.temperature > 0 or self.alg_temp > 0 or self.remasking in ("random", "origin")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

@@ -64,7 +64,8 @@ def why_not_graphed(lm: LanguageModel, config: SamplerConfig) -> str | None:
     if lm.kind == "autoregressive":
         return None
     reasons = (
-        (config.remasking != "low_confidence", f"remasking {config.remasking!r} draws random numbers on the host"),
+        (config.draws, f"remasking {config.remasking!r} draws random numbers on the host"),
+        (config.by_timesteps, f"remasking {config.remasking!r} plans its steps on the host"),
         (config.cfg_scale > 0, "guidance doubles the rows"),
         (config.logits_eos_inf or config.confidence_eos_eot_inf, "logits are edited between the model and the choice"),
         (lm.config.logit_shift != 0, "the model predicts the next position"),

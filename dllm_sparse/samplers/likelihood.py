@@ -68,7 +68,7 @@ def _batch_loss(
         unconditional[:, : len(prompt)] = lm.mask_token_id
         ids = torch.cat((ids, unconditional))
     context = StepContext(Step(0, 1), token_classes(ids, None, lm.mask_token_id), guided=cfg_scale > 0)
-    logits = lm.transformer(ids, rows=slice(len(prompt), None), context=context)
+    logits = lm.predictions(ids, slice(len(prompt), None), context=context)
     if cfg_scale > 0:
         conditional, free = logits.chunk(2)
         logits = free + (cfg_scale + 1) * (conditional - free)

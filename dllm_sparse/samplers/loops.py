@@ -48,4 +48,4 @@ def fitted(lm: LanguageModel, config: SamplerConfig) -> SamplerConfig:
 
 def draws(lm: LanguageModel, config: SamplerConfig) -> bool:
     """Whether decoding is random: rows decoded together then change each other's tokens."""
-    return lm.noise == "uniform" or config.temperature > 0 or config.remasking == "random"
+    return lm.noise == "uniform" or config.draws

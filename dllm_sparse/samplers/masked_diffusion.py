@@ -1,9 +1,8 @@
-"""The ONE denoising loop: LLaDA's semi-autoregressive sampler, with Fast-dLLM's caches and parallel decoding.
+"""The ONE denoising loop: semi-autoregressive blocks, with Fast-dLLM's caches; what a step commits is a rule's choice.
 
-Token- and forward-identical in fp32 to the official LLaDA sampler (cache "none", quota) and to Fast-dLLM's three
-(confidence_dtype "float64"). Random numbers come from one CPU generator in the documented order: per forward, first
-fp64 noise [B, rows fed, V] if temperature > 0 (drawn twice in a cached prefix forward), then fp32 confidences
-[B, rows fed] under random remasking. Caches are approximations; they change tokens.
+Token- and forward-identical in fp32 to the official LLaDA sampler (cache "none", quota), to Fast-dLLM's three
+(confidence_dtype "float64") and to Dream's (its rules, whole canvas), random numbers included. Caches are
+approximations; they change tokens.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.graph_buffers import kept_graphs, on_device
 from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable
+from dllm_sparse.samplers.remasking import end_of_text
 from dllm_sparse.samplers.schedule import transfer_counts
-from dllm_sparse.samplers.steps import Steps, end_of_text
+from dllm_sparse.samplers.steps import Steps
 from dllm_sparse.types import Observers, Step, UsageError
 
 
@@ -33,7 +33,7 @@ def denoise(
     """Decodes `gen_length` masks behind prompt [B, P] int64; `attention_mask` [B, P] is 0 on left padding.
 
     Raises UsageError for impossible blocks or a prompt that does not fit, NonFiniteActivations for NaN logits.
-    Source: LLaDA (arXiv 2502.09992), alg. 4 and app. B.4; Fast-dLLM (arXiv 2505.22618), sec. 3.
+    Source: LLaDA (arXiv 2502.09992), alg. 4 and app. B.4; Fast-dLLM (arXiv 2505.22618), sec. 3; Dream (2508.15487).
     """
     config = config or SamplerConfig()
     config.check_blocks()
@@ -57,7 +57,7 @@ def denoise(
     for block in range(config.blocks):
         loop.run_block(block)
         loop.gather()
-        if config.stop_at_eos and canvas.end_rows(loop.eos, block_end(canvas, config, block)):
+        if config.stop_at_eos and canvas.end_rows(loop.rule.eos, block_end(canvas, config, block)):
             break
     return Decoded(canvas.ids, loop.forwards, canvas.commit_step)
 
@@ -163,8 +163,7 @@ class _Loop(Steps):
         config, canvas = self.config, self.canvas
         end = block_end(canvas, config, block)
         begin = end - config.block_length
-        masks = canvas.masked()[:, begin:end].sum(-1).tolist()
-        quotas = [transfer_counts(count, config.steps_per_block) for count in masks]
+        self.rule.start_block(canvas.masked()[:, begin:end].sum(-1).tolist())
         # Every step decides one competing position at least; a model that predicts the mask token must not loop on.
         competing = int(canvas.masked()[:, :end].sum(-1).max())
         for index in range(config.steps_per_block if config.by_quota else competing):
@@ -173,31 +172,19 @@ class _Loop(Steps):
             if not config.by_quota:  # a planned block ends for all rows at once
                 self.leave(end)
             step = Step(self.index, config.blocks * config.steps_per_block, block, index)
-            self._run_step(step, begin, end, [quota[index] for quota in quotas] if config.by_quota else None)
+            self._run_step(step, begin, end)
             self.index += 1
 
     def _may_exit(self) -> bool:
         """LLaDA's plain loop runs its planned steps even when nothing is left to decode; the others stop."""
         return self.config.early_block_exit or self.cache is not None or not self.config.by_quota
 
-    def _run_step(self, step: Step, begin: int, end: int, quota: list[int] | None) -> None:
+    def _run_step(self, step: Step, begin: int, end: int) -> None:
         canvas, config = self.canvas, self.config
         cached = self.cache is not None and step.index_in_block > 0
         start = begin if cached else 0
         stop = end if cached and config.cache == "dual" else canvas.ids.shape[1]
-        # Only masked positions before the end of the block compete (masks in the prompt too, as in LLaDA), so only
-        # their rows need logits.
-        eligible = canvas.masked()[:, start:end]
-        first = int(eligible.any(0).int().argmax())
-        rows = slice(first, end - start)
-        logits = self.forward(step, start, stop, rows)
-        tokens, decided = self.decide(
-            logits, step, rows, stop - start, discard_draw=cached and config.cache == "prefix"
-        )
-        # As wide as the tokens fed: which of equal confidences topk prefers depends on the whole row.
-        confidence = decided.new_full((len(decided), stop - start), -torch.inf)
-        confidence[:, rows] = torch.where(eligible[:, rows], decided, -torch.inf)
-        picked = self.pick(confidence, quota)[:, rows]
-        canvas.commit(picked, tokens, start + first, step)
-        if self.observers:
-            self.report(step, confidence, start)
+        eligible = canvas.masked()[:, start:end]  # masks in the prompt compete too, as in LLaDA
+        if self.rule.lead and step.index_in_block == 0:
+            eligible[:, : begin - start] = eligible[:, begin + 1 - start :] = False
+        self.take(step, start, stop, eligible)

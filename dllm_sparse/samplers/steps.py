@@ -1,8 +1,4 @@
-"""What every denoising loop does in one step: the forward, the choice of tokens, the report to observers.
-
-Everything random comes from one seeded CPU generator, in the documented order: per forward, first fp64 noise
-[B, rows fed, V] if temperature > 0, then fp32 confidences [B, rows fed] under random remasking.
-"""
+"""What every denoising loop does in one step: the forward, the choice of a rule, the report to observers."""
 
 from __future__ import annotations
 
@@ -13,20 +9,9 @@ from dllm_sparse.engine.observing import rows_may_leave
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.canvas import Canvas
-from dllm_sparse.samplers.confidence import (
-    choose_tokens,
-    pick_by_factor,
-    pick_by_quota,
-    pick_by_threshold,
-    token_probabilities,
-)
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult
-
-
-def end_of_text(lm: LanguageModel, config: SamplerConfig) -> int | None:
-    """The sampler's end-of-text id, else the model's own."""
-    return config.eos_token_id if config.eos_token_id is not None else lm.config.eos_token_id
+from dllm_sparse.samplers.remasking import Contest, Members, rule_of
+from dllm_sparse.types import Observers, Step, StepContext, StepResult
 
 
 class Steps:
@@ -41,11 +26,9 @@ class Steps:
         self.whole = canvas
         self.rows = torch.arange(len(canvas.ids), device=canvas.ids.device)
         self._rows_leave = rows_may_leave(lm, observers)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.rule = rule_of(lm, config)
         self.forwards = 0
         self.index = 0
-        self.eos = end_of_text(lm, config)
-        self.eot = config.eot_token_id if config.eot_token_id is not None else lm.config.eot_token_id
         self.cache: KVCache | None = None
         self._buffers: KVCache | None = None
 
@@ -89,60 +72,44 @@ class Steps:
             self.canvas = self.whole
             self.rows = torch.arange(len(self.whole.ids), device=self.rows.device)
 
+    def take(self, step: Step, start: int, stop: int, eligible: Tensor) -> None:
+        """One step: a forward of canvas positions start..stop, of which `eligible` [B, E] of the first E compete."""
+        first = int(eligible.any(0).int().argmax())  # only what may compete needs logits
+        rows = slice(first, eligible.shape[1])
+        logits = self.forward(step, start, stop, rows)
+        awake = int((~self.canvas.ended).sum())
+        members = Members(self.rows, awake, len(self.whole.ids))
+        choice = self.rule.choose(Contest(step, logits, eligible[:, rows], rows, stop - start, members))
+        self.canvas.commit(choice.picked, choice.tokens, start + first, step)
+        if self.observers:
+            self.report(step, choice.confidence, start)
+
     def forward(self, step: Step, start: int, stop: int, rows: slice) -> Tensor:
-        """Logits [B, rows, V] of canvas positions start..stop after guidance."""
-        canvas = self.canvas
+        """Logits [B, rows, V] for the tokens at `rows` of canvas positions start..stop, after guidance."""
+        canvas, positions = self.canvas, self.lm.positions(self.canvas.attention_mask)
         ids, mask, classes = canvas.ids[:, start:stop], canvas.attention_mask, canvas.token_class()[:, start:stop]
         guided = self.config.cfg_scale > 0
         if guided:
             ids = torch.cat((ids, ids.masked_fill(canvas.given[:, start:stop], canvas.mask_id)))
             classes = classes.repeat(2, 1)
             mask = mask.repeat(2, 1) if mask is not None else None
-        context = StepContext(step, classes, start, guided)
-        logits: Tensor = self.lm.transformer(
-            ids, start=start, attention_mask=mask, cache=self.cache, rows=rows, context=context
+            positions = positions.repeat(2, 1) if positions is not None else None
+        logits = self.lm.predictions(
+            ids,
+            rows,
+            start=start,
+            attention_mask=mask,
+            positions=None if positions is None else positions[:, start:stop],
+            cache=self.cache,
+            context=StepContext(step, classes, start, guided),
         )
         self.forwards += 1
         if guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + (self.config.cfg_scale + 1) * (conditional - unconditional)
+        if self.config.logits_eos_inf and self.rule.eos is not None:
+            logits[..., self.rule.eos] = -torch.inf
         return logits
-
-    def decide(self, logits: Tensor, step: Step, rows: slice, fed: int, *, discard_draw: bool) -> tuple[Tensor, Tensor]:
-        """Tokens and confidences [B, rows]; draws noise for all `fed` positions, as the reference programs do."""
-        config = self.config
-        if config.logits_eos_inf and self.eos is not None:
-            logits[..., self.eos] = -torch.inf
-        uniform = None
-        if config.temperature > 0:
-            for _ in range(2 if discard_draw else 1):
-                uniform = self._draw(fed, logits.shape[-1], dtype=torch.float64)
-            assert uniform is not None
-            uniform = uniform[:, rows].to(logits.device)
-        tokens = choose_tokens(logits, config.temperature, uniform)
-        _check_finite(logits, tokens, step)
-        if config.confidence_eos_eot_inf:
-            # As published: the EOS confidence falls to 0 only at temperature 0.
-            silenced = [self.eot, self.eos if config.temperature == 0 else None]
-            logits[..., [token for token in silenced if token is not None]] = -torch.inf
-        if config.remasking == "random":
-            return tokens, self._draw(fed)[:, rows].to(logits.device)
-        dtype = logits.dtype if config.confidence_dtype == "model" else getattr(torch, config.confidence_dtype)
-        return tokens, token_probabilities(logits, tokens, dtype)
-
-    def _draw(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Uniform numbers [R, *shape] on the CPU, of draws for all rows: those that left change nobody's."""
-        drawn = torch.rand((len(self.whole.ids), *shape), dtype=dtype, generator=self.generator)
-        return drawn if len(self.rows) == len(drawn) else drawn[self.rows.cpu()]
-
-    def pick(self, confidence: Tensor, quota: list[int] | None) -> Tensor:
-        """Which positions [B, T] bool to commit; -inf confidences never are."""
-        if quota is not None:
-            return pick_by_quota(confidence, quota)
-        if self.config.threshold is not None:
-            return pick_by_threshold(confidence, self.config.threshold)
-        assert self.config.factor is not None
-        return pick_by_factor(confidence, self.config.factor)
 
     def report(self, step: Step, confidence: Tensor, start: int) -> None:
         """Tells the observers what a step committed; confidence [B, T] is that of canvas positions `start` on."""
@@ -153,9 +120,3 @@ class Steps:
         result = StepResult(self.whole.ids, self.whole.committed, everywhere)
         for observer in self.observers:
             observer.on_step(step, result)
-
-
-def _check_finite(logits: Tensor, tokens: Tensor, step: Step) -> None:
-    """The largest logit of a position is NaN or +Inf exactly when something went wrong; -Inf is a silenced token."""
-    if not bool(torch.isfinite(logits.gather(-1, tokens.unsqueeze(-1))).all()):
-        raise NonFiniteActivations(f"NaN or Inf in the logits at step {step.index}")

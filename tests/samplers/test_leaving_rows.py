@@ -105,11 +105,21 @@ def test_autoregressive_rows_leave_when_they_end(execution: str, monkeypatch: py
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])
-@pytest.mark.parametrize("options", [{"temperature": 0.8}, {"cfg_scale": 1.5}, {"remasking": "random"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.8},
+        {"cfg_scale": 1.5},
+        {"remasking": "random"},
+        {"remasking": "maskgit_plus", "temperature": 0.8},
+        {"remasking": "entropy", "alg_temp": 0.5, "threshold": None},
+        {"remasking": "origin", "temperature": 0.8, "threshold": None},
+    ],
+)
 def test_rows_that_left_change_nobodys_random_numbers_or_guidance(kind: str, options: dict[str, Any]) -> None:
     lm = tiny_lm(kind, seed=1)
     ids, mask = left_padded(PROMPTS)
-    values = ending(lm, gen_length=24, block_length=4, cache="dual", threshold=0.3, **options)
+    values = ending(lm, **{"gen_length": 24, "block_length": 4, "cache": "dual", "threshold": 0.3, **options})
     batch, watched = run(lm, ids, mask, **values), run(lm, ids, mask, observers=[ds.Observer()], **values)
     assert torch.equal(batch.ids, watched.ids)
     assert torch.equal(batch.commit_step, watched.commit_step)

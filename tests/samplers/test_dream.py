@@ -1,0 +1,243 @@
+"""Dream's rules and shifted logits against plain restatements: whole canvas, and in blocks with Fast-dLLM's caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import dllm_sparse as ds
+from dllm_sparse.types import NonFiniteActivations, UsageError
+from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
+
+MASK, GEN = 39, 12
+PROMPTS = [random_ids(1, length, seed=length)[0] for length in (7, 4, 1)]
+
+
+def dream_lm(seed: int = 0, **facts: Any) -> ds.LanguageModel:
+    return tiny_lm(seed=seed, qkv_bias=True, logit_shift=1, text_positions=True, **facts)
+
+
+def shifted(logits: Tensor) -> Tensor:
+    return torch.cat((logits[:, :1], logits[:, :-1]), dim=1)
+
+
+def sample(logits: Tensor, config: ds.SamplerConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Tokens and confidences of rows [N, V], token by token."""
+    tokens, sure = [], []
+    noise = torch.empty(logits.shape).exponential_(generator=generator) if config.temperature > 0 else None
+    for number, row in enumerate(logits):
+        row = row / config.temperature if config.temperature > 0 else row
+        odds = row.softmax(-1)
+        if config.top_p is not None:
+            kept, mass = [], 0.0
+            for token in odds.argsort(descending=True).tolist():
+                if mass > config.top_p:
+                    break
+                kept.append(token)
+                mass += float(odds[token])
+            row = torch.full_like(row, -torch.inf).index_put((torch.tensor(kept),), row[kept])
+        if config.top_k is not None:
+            row = row.masked_fill(row < row.sort(descending=True).values[config.top_k - 1], -torch.inf)
+        odds = row.softmax(-1)
+        token = int((odds if noise is None else odds / noise[number]).argmax())
+        best = odds.sort(descending=True).values
+        measures = {"topk_margin": best[0] - best[1], "entropy": (odds * (odds + 1e-10).log()).sum()}
+        tokens.append(token)
+        sure.append(float(measures.get(config.remasking, odds[token])))
+    return torch.tensor(tokens, dtype=torch.int64), torch.tensor(sure)
+
+
+def plain_dream(lm: ds.LanguageModel, prompt: Tensor, mask: Tensor, config: ds.SamplerConfig) -> Tensor:
+    """Dream's sampler as its code states it: the whole canvas at every time, ids [B, L] at the end."""
+    generator = torch.Generator().manual_seed(config.seed)
+    steps = config.steps or config.gen_length
+    x = torch.cat((prompt, torch.full((len(prompt), config.gen_length), MASK)), dim=1)
+    mask = torch.cat((mask, torch.ones(len(prompt), config.gen_length, dtype=torch.int64)), dim=1)
+    times = torch.linspace(1, config.eps, steps + 1)
+    for index in range(steps):
+        share = 1 - times[index + 1] / times[index] if index < steps - 1 else torch.tensor(1.0)
+        logits, masked = shifted(lm.logits(x, mask)), x == MASK
+        if config.remasking == "origin":
+            chosen = masked.clone()
+            chosen[masked] = torch.rand(int(masked.sum()), generator=generator) < share
+            x[chosen] = sample(logits[chosen], config, generator)[0]
+            continue
+        tokens, sure = torch.full_like(x, MASK), torch.full(x.shape, -torch.inf)
+        tokens[masked], sure[masked] = sample(logits[masked], config, generator)
+        count = int(masked.sum() / len(x) * share)
+        if config.alg_temp > 0 and count:
+            weights = (sure / config.alg_temp).softmax(-1)
+            sure = torch.where(masked, weights / torch.empty(x.shape).exponential_(generator=generator), -torch.inf)
+        for row in range(len(x)):
+            chosen_places = sure[row].topk(count).indices
+            x[row, chosen_places] = tokens[row, chosen_places]
+    return x
+
+
+dream_options = st.fixed_dictionaries(
+    {
+        "remasking": st.sampled_from(["entropy", "maskgit_plus", "topk_margin", "origin"]),
+        "steps": st.sampled_from([None, 1, 4, 12, 17]),
+        "temperature": st.sampled_from([0.0, 0.6]),
+        "top_p": st.sampled_from([None, 0.9]),
+        "top_k": st.sampled_from([None, 5]),
+        "alg_temp": st.sampled_from([0.0, 0.3]),
+        "eps": st.sampled_from([1e-3, 0.2]),
+        "seed": st.integers(0, 1000),
+    }
+)
+
+
+@settings(max_examples=40)
+@given(dream_options, st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3), st.sampled_from([0, 1]))
+def test_the_loop_is_dream_restated(values: dict[str, Any], prompts: list[Tensor], shift: int) -> None:
+    """The rules serve a model without a shift too: LLaDA's logits already sit where the tokens are."""
+    lm = dream_lm(seed=values["seed"] % 3) if shift else tiny_lm(seed=values["seed"] % 3, text_positions=True)
+    ids, mask = left_padded(prompts)
+    config = ds.SamplerConfig(gen_length=GEN, **values)
+    out = ds.generate(lm, prompt_ids=ids, attention_mask=mask, sampler=config)
+    if shift:
+        assert torch.equal(out.ids, plain_dream(lm, ids, mask, config))
+    assert out.forward_passes == (values["steps"] or GEN)
+    assert not bool((out.ids == MASK).any())
+    assert torch.equal(out.ids[:, : ids.shape[1]], ids)
+
+
+def plain_fast_dllm(lm: ds.LanguageModel, prompt: Tensor, config: ds.SamplerConfig) -> tuple[Tensor, int]:
+    """Blocks with caches for shifted logits: the full forward commits the first position, cached ones the others.
+
+    Kept keys and values are restated without a cache: a cached forward attends to a stale canvas, so the transformer's
+    own cache is used, but every window, shift and choice is written out. Returns ids and forwards.
+    """
+    x = torch.cat((prompt, torch.full((1, config.gen_length), MASK)), dim=1)
+    forwards, length = 0, config.block_length
+    for begin in range(prompt.shape[1], x.shape[1], length):
+        end = begin + length
+        cache = lm.transformer.new_cache(1, x.shape[1])
+        x[0, begin] = shifted(lm.transformer(x, cache=cache))[0, begin].argmax()
+        forwards += 1
+        stop = end if config.cache == "dual" else x.shape[1]
+        times = torch.linspace(1, config.eps, config.steps_per_block + 1)
+        for index in range(1, config.steps_per_block):
+            masked = x[0, begin:end] == MASK
+            if not bool(masked.any()):
+                break
+            logits = shifted(lm.transformer(x[:, begin:stop], start=begin, cache=cache))[0, :length]
+            forwards += 1
+            sure, tokens = logits.softmax(-1).max(-1)
+            if config.remasking == "entropy":
+                sure = (logits.softmax(-1) * (logits.softmax(-1) + 1e-10).log()).sum(-1)
+            sure = torch.where(masked, sure, -torch.inf)
+            if config.threshold is not None:
+                chosen = (sure >= config.threshold) | (sure == sure.max())
+            elif config.by_timesteps:
+                last = index == config.steps_per_block - 1
+                count = int(masked.sum() * (1 if last else 1 - times[index + 1] / times[index]))
+                chosen = torch.zeros_like(masked).index_fill(0, sure.topk(count).indices, True)
+            else:
+                share, extra = divmod(length - 1, config.steps_per_block - 1)
+                chosen = torch.zeros_like(masked).index_fill(0, sure.topk(share + (index <= extra)).indices, True)
+            x[0, begin:end] = torch.where(chosen, tokens, x[0, begin:end])
+    return x, forwards
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": 0.2},
+        {"threshold": 0.9},
+        {"threshold": 0.2, "remasking": "maskgit_plus"},
+        {"steps": 6},
+        {"steps": 18, "remasking": "entropy"},
+        {"remasking": "maskgit_plus"},
+    ],
+)
+def test_caches_decide_a_blocks_first_position_from_the_full_forward(cache: Any, options: dict[str, Any]) -> None:
+    for seed in range(3):
+        lm, seen = dream_lm(seed=seed), Recorder()
+        config = ds.SamplerConfig(gen_length=GEN, block_length=4, cache=cache, **options)
+        prompt = PROMPTS[seed][None]
+        out = ds.generate(lm, prompt_ids=prompt, sampler=config, observers=(seen,))
+        expected, forwards = plain_fast_dllm(lm, prompt, config)
+        assert torch.equal(out.ids, expected)
+        assert out.forward_passes == forwards
+        for step, result in seen.steps:
+            if step.index_in_block == 0:
+                first = prompt.shape[1] + 4 * step.block
+                assert result.committed[0].nonzero().flatten().tolist() == [first]
+
+
+def test_one_step_a_block_commits_everything_from_the_full_forward() -> None:
+    lm = dream_lm()
+    out = ds.generate(
+        lm, prompt_ids=PROMPTS[0][None], sampler=ds.SamplerConfig(gen_length=8, block_length=4, steps=2, cache="dual")
+    )
+    assert out.forward_passes == 2
+    assert not bool((out.ids == MASK).any())
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("remasking", ["low_confidence", "entropy"])
+def test_padded_rows_decode_like_single_prompts(cache: Any, remasking: Any) -> None:
+    lm = dream_lm(seed=3)
+    config = ds.SamplerConfig(gen_length=GEN, block_length=4, cache=cache, remasking=remasking)
+    ids, mask = left_padded(PROMPTS)
+    together = ds.generate(lm, prompt_ids=ids, attention_mask=mask, sampler=config).ids[:, ids.shape[1] :]
+    for row, prompt in enumerate(PROMPTS):
+        alone = ds.generate(lm, prompt_ids=prompt[None], sampler=config).ids[0, len(prompt) :]
+        assert torch.equal(together[row], alone)
+
+
+def test_guidance_and_eos_options_reach_the_shifted_logits() -> None:
+    lm = dream_lm(seed=1)
+    prompt = PROMPTS[0][None]
+    x = torch.cat((prompt, torch.full((1, 3), MASK)), dim=1)
+    free = x.clone()
+    free[:, : prompt.shape[1]] = MASK
+    guided, unguided = shifted(lm.logits(x)), shifted(lm.logits(free))
+    expected = (unguided + 2.5 * (guided - unguided))[0, -3:]
+    expected[:, 38] = -torch.inf
+    options = {"gen_length": 3, "steps": 1, "cfg_scale": 1.5, "logits_eos_inf": True, "remasking": "maskgit_plus"}
+    out = ds.generate(lm, prompt_ids=prompt, sampler=ds.SamplerConfig(**options))
+    assert torch.equal(out.ids[0, -3:], expected.argmax(-1))
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "entropy"])
+def test_nan_logits_are_named(remasking: Any) -> None:
+    lm = dream_lm()
+    lm.transformer.norm.weight.fill_(torch.nan)
+    options: dict[str, Any] = {"gen_length": 4, "block_length": 4, "remasking": remasking}
+    with pytest.raises(NonFiniteActivations, match="step 0"):
+        ds.generate(lm, prompt_ids=PROMPTS[0][None], sampler=ds.SamplerConfig(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"remasking": "entropy", "threshold": 0.9}, "maskgit_plus"),
+        ({"remasking": "origin", "factor": 1.0}, "maskgit_plus"),
+        ({"remasking": "maskgit_plus", "threshold": 0.9, "alg_temp": 0.1}, "alg_temp"),
+        ({"remasking": "entropy", "top_p": 0.0}, "top_p is 0.0"),
+        ({"remasking": "entropy", "top_k": 0}, "top_k is 0"),
+        ({"remasking": "entropy", "eps": 1.0}, "eps is 1.0"),
+        ({"remasking": "entropy", "alg_temp": -1.0}, "alg_temp is -1.0"),
+        ({"remasking": "entropy", "confidence_eos_eot_inf": True}, "confidence_eos_eot_inf"),
+        ({"top_p": 0.9}, "remasking 'low_confidence' does not use it"),
+        ({"remasking": "random", "alg_temp": 0.1}, "remasking 'random' does not use it"),
+    ],
+)
+def test_options_that_mean_nothing_together_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        ds.SamplerConfig(**options)
+
+
+def test_without_a_cache_the_canvas_is_one_block() -> None:
+    assert ds.SamplerConfig(gen_length=96, remasking="entropy").block_length == 96
+    assert ds.SamplerConfig(gen_length=96, remasking="entropy", cache="dual").block_length == 32
+    assert ds.SamplerConfig.from_dict(ds.SamplerConfig(remasking="origin").to_dict()).blocks == 1
