@@ -7,7 +7,7 @@ of forward. Nothing of the loop is re-implemented here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -22,8 +22,8 @@ from dllm_sparse.bench.timing import Stopwatch, Timing
 from dllm_sparse.engine.observing import StepClock
 from dllm_sparse.generation import Generation, generate
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.samplers.config import SamplerConfig
+from dllm_sparse.samplers.loops import fitted
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.types import Step, StepResult, UsageError
 
@@ -59,16 +59,19 @@ class EngineWorkload:
 def bench_engine(lm: LanguageModel, workload: EngineWorkload, rates: Rates) -> dict[str, Any]:
     """One row of results, JSON-ready: seconds, ms per forward, tokens/s, steps beside their floors, memory, components.
 
+    Steps and components are those of the native engine; a model that runs through transformers is timed as a whole.
     Raises UsageError when the workload does not fit the model.
     """
+    workload = replace(workload, sampler=fitted(lm, workload.sampler))
     prompts = random_prompts(lm, workload)
     run = partial(generate, lm, prompt_ids=prompts, sampler=workload.sampler, sparsity=workload.sparsity)
     first = run()
     reset_peak_memory(lm.device)
     runs = [run() for _ in range(workload.repeats)]
     memory = peak_memory(lm.device)
-    steps = _step_rows(lm, workload, rates, run)
-    marked = first.execution == "eager" and isinstance(lm.transformer, Transformer)
+    native = lm.engine == "native"
+    steps = _step_rows(lm, workload, rates, run) if native else []
+    marked = first.execution == "eager" and native
     components = component_milliseconds(lm, lambda: run().forward_passes) if marked else None
     return {
         "model": lm.name,

@@ -133,9 +133,10 @@ def _table(output: Output, row: dict[str, Any]) -> None:
         f"{text_range(row['canvas_tokens_per_second'], 1)} canvas tokens/s, "
         f"peak memory {row['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
-    output.answer(
-        f"  {'forward':<10}{'count':>6}{'tokens':>8}{'ms [20 %, 80 %]':>28}{'floor ms':>10}{'share':>7}  bound"
-    )
+    if row["steps"]:
+        output.answer(
+            f"  {'forward':<10}{'count':>6}{'tokens':>8}{'ms [20 %, 80 %]':>28}{'floor ms':>10}{'share':>7}  bound"
+        )
     for step in row["steps"]:
         output.answer(
             f"  {step['forward']:<10}{step['per_generation']:>6}{step['tokens']:>8.0f}{text_range(step['ms']):>28}"
@@ -165,5 +166,6 @@ def _write(out: Path, value: dict[str, Any]) -> list[Path]:
             facts += [step["per_generation"], step["tokens"], ms["median"], ms["low"], ms["high"]]
             lines.append(",".join(str(fact) for fact in [*facts, step["floor_ms"], step["share_of_floor"]]))
     files = [write_json(out / "engine.json", value), write_text(out / "engine.csv", "\n".join(lines) + "\n")]
-    picture = write_roofline(out / "roofline.png", value["rows"])
+    stepped = [row for row in value["rows"] if row["steps"]]
+    picture = write_roofline(out / "roofline.png", stepped) if stepped else None
     return [*files, picture] if picture else files

@@ -8,7 +8,7 @@ from dllm_sparse.types import Kind
 QUESTIONS: dict[Kind, str] = {
     "diffusion": (
         "Do the FFN channels a position needs stay the same while a diffusion model denoises? Every position is "
-        "compared with itself: with the step before, and with step 0. If masks stayed, one selection could serve "
+        "compared with itself: with the step before, and with the first. If masks stayed, one selection could serve "
         "many steps."
     ),
     "autoregressive": (
@@ -41,6 +41,8 @@ def summarise(report: DriftReport) -> list[str]:
     if not report["complete"]:
         sentences.append(f"Interrupted: what was finished by then is reported, from {len(report['prompts'])} prompts.")
     sentences.append(_density(main, applied=report["config"]["apply"]))
+    if report["model"]["experts_left_out"]:
+        sentences.append("Experts are left out, for other tokens are routed to them at every step: see the dense FFNs.")
     for site in site_names(main):
         curve = overall(main, site)
         if curve is not None:
