@@ -19,13 +19,16 @@ class StoringRecorder(Observer):
         self.canvas_length = ids.shape[1]
 
     def on_mask(self, site, values, keep, context):
+        if site.expert >= 0:
+            return
         rows = keep.shape[0] // 2 if context.guided else keep.shape[0]
         self.steps[context.step.index] = context.step
         cells = [(row, token) for row in range(rows) for token in range(keep.shape[1])]
         key = (site, context.step.index)
-        self.masks[key] = {(row, context.start + t): keep[row, t].clone() for row, t in cells}
-        self.values[key] = {(row, context.start + t): values[row, t].clone() for row, t in cells}
-        self.classes[key] = {(row, context.start + t): int(context.token_class[row, t]) for row, t in cells}
+        kinds = context.token_class
+        for table, given in ((self.masks, keep.clone()), (self.values, values.clone()), (self.classes, kinds.tolist())):
+            fed = {(row, context.start + t): given[row][t] for row, t in cells}
+            table.setdefault(key, {}).update(fed)  # a step may have several forwards
 
     def before(self, site, step, row, position):
         if self.causal:
@@ -35,9 +38,11 @@ class StoringRecorder(Observer):
 
     @cache  # noqa: B019 (a test's own object)
     def reference(self, site, row, position):
-        first = self.masks[site, 0]
         if not self.causal:
-            return first[row, position]
+            return next(
+                masks[row, position] for (at, _), masks in self.masks.items() if at == site and (row, position) in masks
+            )
+        first = self.masks[site, 0]
         prompt = [
             mask
             for (at_row, at), mask in first.items()

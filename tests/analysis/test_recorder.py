@@ -12,6 +12,7 @@ from dllm_sparse.analysis.recorder import MaskRecorder
 from dllm_sparse.analysis.tallies import Column, MaskCounts
 from dllm_sparse.types import UsageError
 from tests.analysis.brute_force import StoringRecorder
+from tests.models.random_hf import random_denoiser
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PADDED = ([[0, 0, 5, 6, 7], [9, 8, 7, 6, 5]], [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
@@ -23,6 +24,7 @@ CASES = {
     "prefix cache": ("llada-tiny", PLAIN, {"cache": "prefix"}),
     "dual cache": ("llada-tiny", PLAIN, {"cache": "dual"}),
     "threshold": ("llada-tiny", PLAIN, {"threshold": 0.02, "steps": 2}),
+    "uniform noise, padded": ("denoiser", PADDED, {"gen_length": 16, "block_length": 8}),
     "autoregressive": ("llama-tiny", PLAIN, {}),
     "autoregressive, padded": ("llama-tiny", PADDED, {"stop_at_eos": True}),
 }
@@ -30,7 +32,8 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: ds.load(str(GOLDEN / name), device="cpu") for name in ("llada-tiny", "llama-tiny")}
+    golden = {name: ds.load(str(GOLDEN / name), device="cpu") for name in ("llada-tiny", "llama-tiny")}
+    return {**golden, "denoiser": ds.wrap(random_denoiser())}
 
 
 def recorded(lm, prompts, options, recorder_options=None):
