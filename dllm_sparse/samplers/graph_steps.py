@@ -68,7 +68,6 @@ def why_not_graphed(lm: LanguageModel, config: SamplerConfig) -> str | None:
         (config.by_timesteps, f"remasking {config.remasking!r} plans its steps on the host"),
         (config.cfg_scale > 0, "guidance doubles the rows"),
         (config.logits_eos_inf or config.confidence_eos_eot_inf, "logits are edited between the model and the choice"),
-        (lm.config.logit_shift != 0, "the model predicts the next position"),
     )
     return next((reason for holds, reason in reasons if holds), None)
 
@@ -121,10 +120,9 @@ class DiffusionGraphs(GraphBuffers):
         if leave:
             self.leave(resting, forwards_left, keep_cache=False)
 
-    def run(self, start: int, stop: int, begin: int, quota: int | None) -> None:
-        """One step over canvas positions start..stop; the block from `begin` on competes, `quota` of each row win."""
-        tokens, competing = stop - start, self.config.block_length
-        key = self.rows, tokens, competing
+    def run(self, start: int, stop: int, begin: int, competing: int, quota: int | None) -> None:
+        """One step over canvas positions start..stop; `competing` from `begin` on compete, `quota` of each row win."""
+        key = self.rows, stop - start, competing
         shape = self._shapes.get(key) or self._shapes.setdefault(key, self._capture(*key))
         shape.place(start, begin)
         if quota is not None and quota != self._quota:
@@ -142,15 +140,23 @@ class DiffusionGraphs(GraphBuffers):
         slots = torch.zeros(tokens, dtype=torch.int64, device=device)
         row_slots = torch.zeros(competing, dtype=torch.int64, device=device)
         offset = torch.zeros(1, dtype=torch.int64, device=device)
-        first = torch.arange(batch, device=device)[:, None] * tokens + torch.arange(competing, device=device)
+        first = torch.arange(batch, device=device)[:, None] * tokens
+        # A shifted model's logits come from the position before; behind a cache the first one is not asked.
+        inside = torch.arange(competing, device=device) - self.lm.config.logit_shift
 
         def body() -> None:
-            window = Window(slots, slots.repeat(batch), self.span(causal=False, whole=True))
+            window = Window(slots, self._positions(slots, batch), self.span(causal=False, whole=True))
             ids = self.ids[:batch].index_select(1, slots)
-            rows = (first + offset).flatten()
+            rows = (first + (inside + offset).clamp_min(0)).flatten()
             self._commit(self.run_forward(ids, window, rows, lambda: self._classes(ids, slots)), row_slots)
 
         return _Shape(slots, row_slots, offset, Replayed(body, device, self.pool, self.settle(tokens)))
+
+    def _positions(self, slots: Tensor, batch: int) -> Tensor:
+        """Rotary positions [batch * T] of canvas positions [T], as `LanguageModel.positions` has them."""
+        if not self.lm.config.text_positions:
+            return slots.repeat(batch)
+        return (slots - self.begin[:batch, None]).clamp_min(0).flatten()
 
     def _classes(self, ids: Tensor, slots: Tensor) -> Tensor:
         """Class [B, T] int64 of every token fed, as `Canvas.token_class` has it."""
@@ -177,7 +183,8 @@ class DiffusionGraphs(GraphBuffers):
         fed_ids.index_copy_(1, row_slots, new)
         when = torch.where(picked, self.index, fed_steps.index_select(1, row_slots))
         fed_steps.index_copy_(1, row_slots, when)
-        if not self.config.by_quota:  # a planned block ends for all rows at once
+        # A planned block ends for all rows at once, and none does where only its first position competed.
+        if not self.config.by_quota and len(row_slots) == self.config.block_length:
             torch.logical_not(new.eq(self.mask_id).any(-1), out=self.resting[: self.rows])
         self.index += 1
 

@@ -16,7 +16,7 @@ from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.graph_buffers import kept_graphs, on_device
 from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable
-from dllm_sparse.samplers.remasking import end_of_text
+from dllm_sparse.samplers.remasking import end_of_text, leads
 from dllm_sparse.samplers.schedule import transfer_counts
 from dllm_sparse.samplers.steps import Steps
 from dllm_sparse.types import Observers, Step, UsageError
@@ -95,7 +95,7 @@ class _GraphLoop:
     ) -> None:
         self.clocks = [observer for observer in observers if isinstance(observer, StepClock)]
         self.canvas, self.config, self.masking = canvas, config, masking
-        self.eos = end_of_text(lm, config)
+        self.eos, self.lead = end_of_text(lm, config), leads(lm, config)
         rules = (config.cache, config.block_length, config.threshold, config.factor, config.confidence_dtype)
         key = ("diffusion", tuple(canvas.ids.shape), canvas.padded, rules, masking.graph_key() if masking else None)
         ffn = masking.graph_ffn if masking else None
@@ -129,18 +129,20 @@ class _GraphLoop:
         begin = self.canvas.prompt_length + block * config.block_length
         left = (config.blocks - block) * config.steps_per_block
         self.graphs.begin_block(self.ended, left, leave=self.leaves)
-        quotas = transfer_counts(config.block_length, config.steps_per_block)
+        quotas = transfer_counts(config.block_length, config.steps_per_block, lead=self.lead)
         if config.early_block_exit or config.cache != "none":
             quotas = [quota for quota in quotas if quota]
         for index in range(len(quotas) if config.by_quota else config.block_length):
             cached = config.cache != "none" and index > 0
             start = begin if cached else 0
             stop = begin + config.block_length if cached and config.cache == "dual" else length
-            self.graphs.run(start, stop, begin, quotas[index] if config.by_quota else None)
+            leading = self.lead and index == 0
+            competing = 1 if leading else config.block_length
+            self.graphs.run(start, stop, begin, competing, quotas[index] if config.by_quota else None)
             for clock in self.clocks:
                 clock.graph_step(Step(self.forwards, config.blocks * config.steps_per_block, block, index))
             self.forwards += 1
-            if config.by_quota:
+            if config.by_quota or leading:
                 continue
             resting = self.graphs.resting_rows()
             if all(resting):

@@ -173,6 +173,36 @@ def test_caches_decide_a_blocks_first_position_from_the_full_forward(cache: Any,
                 assert result.committed[0].nonzero().flatten().tolist() == [first]
 
 
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("rule", [{}, {"steps": 6}, {"steps": 3}, {"threshold": 0.3}, {"factor": 1.5}])
+def test_captured_steps_decide_what_the_plain_path_does(cache: Any, rule: dict[str, Any]) -> None:
+    ids, mask = left_padded(PROMPTS)
+    for seed in range(2):
+        lm = dream_lm(seed=seed)
+        plain, graphed = (
+            ds.generate(
+                lm,
+                prompt_ids=ids,
+                attention_mask=mask,
+                sampler=ds.SamplerConfig(gen_length=GEN, block_length=4, cache=cache, execution=execution, **rule),
+                sparsity=ds.SparsityConfig(p=0.8),
+            )
+            for execution in ("eager", "graph")
+        )
+        assert graphed.execution == "graph"
+        assert torch.equal(plain.ids, graphed.ids)
+        assert torch.equal(plain.commit_step, graphed.commit_step)
+        assert plain.forward_passes == graphed.forward_passes
+        for key in ("sparsity", "by_token_class", "exploitable"):
+            assert plain.sparsity_report[key] == graphed.sparsity_report[key]
+
+
+def test_rules_that_plan_on_the_host_are_not_captured() -> None:
+    config = ds.SamplerConfig(gen_length=4, remasking="entropy", execution="graph")
+    with pytest.raises(UsageError, match="'entropy' plans its steps on the host"):
+        ds.generate(dream_lm(), prompt_ids=PROMPTS[0][None], sampler=config)
+
+
 def test_one_step_a_block_commits_everything_from_the_full_forward() -> None:
     lm = dream_lm()
     out = ds.generate(
