@@ -25,6 +25,10 @@ ATTENTION_SITES: tuple[SiteName, ...] = ("attention_input", "attention_output")
 Kind = Literal["diffusion", "autoregressive"]
 
 
+ROUTED = -2
+"""In place of an expert: all routed experts of a layer as one FFN, whose channels are (expert, channel) pairs."""
+
+
 class Site(NamedTuple):
     """One place in the model where a mask is formed. `expert` is -1 in a dense FFN (and in a shared expert)."""
 
@@ -76,6 +80,20 @@ class StepContext:
     token_class: Tensor
     start: int = 0
     guided: bool = False
+    part: Part | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What an expert sees of a forward: the tokens [N] int64 routed to it, flat rows of the whole's B * T.
+
+    `pairs` (token, expert) there are in the whole layer, and `experts`.
+    """
+
+    whole: StepContext
+    tokens: Tensor
+    pairs: int
+    experts: int
 
 
 @dataclass(frozen=True, slots=True)

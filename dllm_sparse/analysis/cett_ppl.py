@@ -31,7 +31,7 @@ class Calibration:
     """Dense intermediate values of every layer on some text, from which thresholds for any CETT follow."""
 
     def __init__(self, lm: LanguageModel, data: HeldOut, tokens: int = 2048) -> None:
-        if getattr(lm.config, "experts", 0):
+        if lm.config.experts:
             raise UsageError("CETT is defined for dense FFNs; for experts use top-p (`dllm-sparse layers`)")
         self.ffns: dict[int, TappedFFN] = {ffn.layer: ffn for ffn in lm.transformer.ffns}
         self.values: dict[int, Tensor] = {}

@@ -23,13 +23,13 @@ def save_counts(counts: MaskCounts, path: Path) -> Path:
     """Writes the counts atomically; integers stay integers."""
     tensors: dict[str, Tensor] = {f"canvas/{name}": value for name, value in counts.canvas.items()}
     for site, tally in counts.sites.items():
-        tensors |= {f"site/{site.layer}/{site.name}/{name}": getattr(tally, name) for name in _TENSORS}
+        tensors |= {f"site/{_key(site)}/{name}": getattr(tally, name) for name in _TENSORS}
     settings = {
         "kind": counts.kind,
         "blocks": counts.blocks,
         "deltas": counts.deltas,
         "snapshot_every": counts.snapshot_every,
-        "sites": [(site.layer, site.name, tally.width) for site, tally in counts.sites.items()],
+        "sites": [(*site, tally.width) for site, tally in counts.sites.items()],
         "canvas": list(counts.canvas),
     }
     with atomic_path(path) as temporary:
@@ -58,9 +58,9 @@ def _counts(settings: dict[str, Any], tensors: dict[str, Tensor]) -> MaskCounts:
         deltas=tuple(map(int, settings["deltas"])),
         snapshot_every=int(settings["snapshot_every"]),
     )
-    for layer, name, width in settings["sites"]:
-        site = Site(int(layer), cast(SiteName, _one_of(name, get_args(SiteName))))
-        tally = SiteTally(int(width), *(tensors[f"site/{layer}/{name}/{part}"] for part in _TENSORS))
+    for layer, name, expert, width in settings["sites"]:
+        site = Site(int(layer), cast(SiteName, _one_of(name, get_args(SiteName))), int(expert))
+        tally = SiteTally(int(width), *(tensors[f"site/{_key(site)}/{part}"] for part in _TENSORS))
         rows = counts.prompts or tally.steps.shape[0]
         _check_like(tally, SiteTally.empty(rows, len(blocks), tally.width, len(counts.deltas), torch.device("meta")))
         counts.sites[site] = tally
@@ -69,6 +69,10 @@ def _counts(settings: dict[str, Any], tensors: dict[str, Tensor]) -> MaskCounts:
         if canvas.dim() != 4 or canvas.shape[:2] != (counts.prompts, len(blocks)) or canvas.shape[3] != 2:
             raise ValueError(f"canvas of {name} is {list(canvas.shape)}")
     return counts
+
+
+def _key(site: Site) -> str:
+    return "/".join(map(str, site))
 
 
 def _one_of(name: object, allowed: tuple[str, ...]) -> str:

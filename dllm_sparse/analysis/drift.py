@@ -6,7 +6,7 @@ bootstrap over prompts. Legend: R prompts, S steps, N resamples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -22,6 +22,7 @@ from dllm_sparse.analysis.tallies import (
     WINDOW_SIZES,
     Column,
     MaskCounts,
+    SiteTally,
     change_edges,
 )
 from dllm_sparse.types import SiteName, TokenClass
@@ -136,7 +137,7 @@ class Statistics:
         assert isinstance(sums, np.ndarray)
         changes = sum(tally.changes[:, classes].sum(1).double().numpy() for tally in tallies)
         assert isinstance(changes, np.ndarray)
-        width = tallies[0].width
+        width = mean_width(tallies)
         total = sums.sum(0)
         pairs = total[:, Column.PAIRS]
         shares = {tau: ratio(total[:, Column.MOVED + place], pairs) for place, tau in enumerate(TAUS)}
@@ -165,7 +166,7 @@ class Statistics:
         tallies = self.counts.at(site, layer)
         sums = sum(tally.unions.sum(1).double().numpy() for tally in tallies)
         assert isinstance(sums, np.ndarray)
-        kept, entries = sums[..., 0], sums[..., 1] * tallies[0].width
+        kept, entries = sums[..., 0], sums[..., 1] * mean_width(tallies)
         density = ratio(kept.sum(0), entries.sum(0))
         low, high = self._interval(kept, entries)
         own = float(density[0])
@@ -190,10 +191,10 @@ class Statistics:
         for place, delta in enumerate(self.counts.deltas):
             sums = sum(tally.snapshots[:, :, place, classes].sum(2).double().numpy() for tally in tallies)
             assert isinstance(sums, np.ndarray)
-            found.append(Lag(site, layer, tokens, delta, self._similarity(sums, tallies[0].width)))
+            found.append(Lag(site, layer, tokens, delta, self._similarity(sums, mean_width(tallies))))
         return found
 
-    def _similarity(self, sums: Floats, width: int) -> Similarity:
+    def _similarity(self, sums: Floats, width: float) -> Similarity:
         """From sums [R, S, 6] of (tokens, kept, kept in the other, intersection, union, Jaccard in units)."""
         tokens, kept, other, intersection, union, jaccard = np.moveaxis(sums.sum(0), -1, 0)
         low, high = self._interval(sums[..., 3], sums[..., 4])
@@ -213,6 +214,11 @@ class Statistics:
         resampled = ratio(self._weights @ numerator, self._weights @ denominator)
         low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
         return low, high
+
+
+def mean_width(tallies: Sequence[SiteTally]) -> float:
+    """Channels of a layer: layers may differ, but every forward feeds the same tokens to all of them."""
+    return sum(tally.width for tally in tallies) / len(tallies)
 
 
 def ratio(numerator: Floats, denominator: Floats) -> Floats:

@@ -3,13 +3,14 @@
 Held in memory are, per site, the last and the first mask and the last values of every token, whatever the number of
 steps (plus the snapshots asked for). Everything is keyed by absolute canvas position and by the step of the context,
 so cached forwards, which feed only part of the canvas, count what they fed and nothing twice. The unconditional rows
-of classifier-free guidance (their prompt is masked out) are left out; padding is never counted. So are experts, to whom
-other tokens are routed at every step.
+of classifier-free guidance (their prompt is masked out) are left out; padding is never counted.
 
 A diffusion model is compared position by position: with the step before (where that step fed the position) and with
 the first step that fed it (step 0, unless blocks or canvases enter one by one). One step may feed disjoint windows in
 several forwards. An autoregressive model sees every position once, so a token is compared with the token before it and
 with the consensus mask of the prompt: the channels the prompt's tokens keep most often, as many as one token keeps.
+
+In a mixture of experts the channels of a layer are the (expert, channel) pairs of all its routed experts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from dllm_sparse.analysis.comparisons import by_class, change_histogram, overlap, relative_change
 from dllm_sparse.analysis.masks import consensus_mask, count_kept, window_unions
+from dllm_sparse.analysis.mixtures import JoinedExperts
 from dllm_sparse.analysis.tallies import (
     COLUMNS,
     TAUS,
@@ -82,8 +84,11 @@ class MaskRecorder(Observer):
     @torch.inference_mode()
     def on_mask(self, site: Site, values: Tensor, keep: Tensor, context: StepContext) -> None:
         """Counts one mask against the one before and against the reference, then remembers it."""
-        if site.expert >= 0:
-            return
+        if context.part is not None:
+            joined = self._mixtures.add(site, values, keep, context)
+            if joined is None:
+                return
+            site, values, keep, context = joined
         rows = keep.shape[0] // 2 if context.guided else keep.shape[0]
         values, keep, classes = values[:rows], keep[:rows], context.token_class[:rows].long()
         index = context.step.index
@@ -196,3 +201,4 @@ class MaskRecorder(Observer):
     def _clear(self) -> None:
         self._run = MaskCounts(self._total.kind, deltas=self._deltas, snapshot_every=self._every)
         self._memory: dict[Site, _Memory] = {}
+        self._mixtures = JoinedExperts()

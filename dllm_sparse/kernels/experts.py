@@ -14,12 +14,16 @@ _ALIGNED = 16
 """Bytes; the library's grouped product wants rows that begin at multiples of them."""
 
 
+def groups_on(device: torch.device, dtype: torch.dtype) -> bool:
+    """True where the library has a grouped product: bf16 on a CUDA GPU of compute capability 9 or later."""
+    here = device.type == "cuda" and dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
+    return here and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def can_group(rows: Tensor, weight: Tensor) -> bool:
-    """True where the library's grouped product runs: bf16 on a CUDA GPU of compute capability 9 or later."""
-    if not (rows.is_cuda and rows.dtype == weight.dtype == torch.bfloat16 and hasattr(F, "grouped_mm")):
-        return False
+    """True where it runs on these rows [P, K] and weights [E, N, K]: rows of both begin at multiples of 16 bytes."""
     aligned = all(size * rows.element_size() % _ALIGNED == 0 for size in weight.shape[1:])
-    return aligned and torch.cuda.get_device_capability(rows.device) >= (9, 0)
+    return aligned and rows.dtype == weight.dtype and groups_on(rows.device, rows.dtype)
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

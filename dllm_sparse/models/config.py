@@ -40,11 +40,6 @@ class MoEConfig:
     renormalise: bool = False
     routed_scaling: float = 1.0
 
-    def parameters(self, width: int) -> int:
-        """Number of parameters of one such layer in a model of `width` features: experts, shared experts, router."""
-        glus = 3 * width * self.expert_width * (self.experts + self.shared_experts)
-        return glus + self.experts * (width + self.expert_bias)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerConfig:
@@ -116,11 +111,13 @@ class TransformerConfig:
         return self.layers if self.moe is None else min(self.moe.dense_layers, self.layers)
 
     @property
-    def ffn_parameters(self) -> int:
-        """Number of parameters of all FFNs: dense ones, experts, shared experts, routers."""
-        dense = 3 * self.width * self.ffn_width + self.mlp_bias * (2 * self.ffn_width + self.width)
-        mixed = self.moe.parameters(self.width) if self.moe is not None else 0
-        return self.dense_layers * dense + (self.layers - self.dense_layers) * mixed
+    def ffn_weights(self) -> int:
+        """Weights of all gate, up and down projections: of dense FFNs, experts and shared experts."""
+        features = self.dense_layers * self.ffn_width
+        if self.moe is not None:
+            experts = self.moe.experts + self.moe.shared_experts
+            features += (self.layers - self.dense_layers) * experts * self.moe.expert_width
+        return 3 * self.width * features
 
     @property
     def parameters(self) -> int:
@@ -128,7 +125,10 @@ class TransformerConfig:
         attention = self.width * sum(self.qkv_widths) + self.heads * self.head_dim * self.width
         biases = self.qkv_bias * sum(self.qkv_widths) + self.output_bias * self.width
         norms = 2 * self.width + self.qk_norm * 2 * self.head_dim
-        layers = self.layers * (attention + biases + norms) + self.ffn_parameters
+        layers = self.layers * (attention + biases + norms) + self.ffn_weights
+        layers += self.dense_layers * self.mlp_bias * (2 * self.ffn_width + self.width)
+        if self.moe is not None:
+            layers += (self.layers - self.dense_layers) * self.moe.experts * (self.width + self.moe.expert_bias)
         return layers + self.width + (1 if self.tied else 2) * self.vocab_size * self.width
 
     def to_dict(self) -> dict[str, Any]:

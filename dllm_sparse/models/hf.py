@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from dllm_sparse.models.config import Activation
+from dllm_sparse.models.config import Activation, MoEConfig
 from dllm_sparse.models.hooked import HookedConfig, HookedTransformer
 from dllm_sparse.models.hooked_denoiser import DENOISERS, HookedDenoiser, find_denoiser_ffns
 from dllm_sparse.models.language_model import LanguageModel
@@ -156,7 +156,7 @@ def _describe(model: Any, text: Any) -> HookedConfig:
         pad_token_id=next(iter(_ids(getattr(text, "pad_token_id", None))), None),
         architecture=type(model).__name__,
         parameter_count=_count(model),
-        experts=int(getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 0),
+        moe=_mixture(text),
         canvas_length=int(getattr(model.config, "canvas_length", None) or 0),
     )
 
@@ -165,6 +165,16 @@ def _first_layer(text: Any) -> Any:
     """The configuration of the first layer, where layers differ: transformers then refuses to speak for all."""
     own = getattr(text, "per_layer_config", None)
     return own[0] if own else text
+
+
+def _mixture(text: Any) -> MoEConfig | None:
+    """The experts of a transformers config; their router and what lies beside them stay the model's own affair."""
+    names = {"experts": ("num_local_experts", "num_experts"), "chosen": ("num_experts_per_tok", "top_k_experts")}
+    found = {key: next((v for n in tried if (v := getattr(text, n, None))), 0) for key, tried in names.items()}
+    if not found["experts"]:
+        return None
+    width = _ffn_width(text)
+    return MoEConfig(experts=int(found["experts"]), experts_per_token=int(found["chosen"] or 1), expert_width=width)
 
 
 def _ffn_width(text: Any) -> int:

@@ -29,7 +29,6 @@ class HookedConfig(TransformerConfig):
 
     architecture: str
     parameter_count: int
-    experts: int = 0
     canvas_length: int = 0  # tokens denoised together from uniform noise; 0: no such model
 
     @property

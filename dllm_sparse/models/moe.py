@@ -19,7 +19,7 @@ from dllm_sparse.kernels.reference import ACTIVATIONS
 from dllm_sparse.kernels.routing import Pairs, RouterRule, Routing, choose_experts, sort_pairs
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.feed_forward import FeedForward, Tap, Tapper, known_context
-from dllm_sparse.types import SiteName, StepContext, UsageError
+from dllm_sparse.types import Part, SiteName, StepContext, UsageError
 
 
 class Router(nn.Module):
@@ -153,5 +153,6 @@ def expert_parts(pairs: Pairs, places: int, context: StepContext) -> Iterator[tu
     for expert, end in enumerate(pairs.ends.tolist()):
         if end > begin:
             span = slice(begin, end)
-            yield expert, span, StepContext(context.step, classes[tokens[span]][None], guided=context.guided)
+            part = Part(context, tokens[span], len(tokens), len(pairs.ends))
+            yield expert, span, StepContext(context.step, classes[tokens[span]][None], guided=context.guided, part=part)
         begin = end

@@ -201,7 +201,7 @@ def _empty_report(lm: LanguageModel, config: dict[str, Any]) -> DriftReport:
             "ffn_width": lm.config.ffn_width,
             "dtype": str(lm.dtype).removeprefix("torch."),
             "device": str(lm.device),
-            "experts_left_out": any(hasattr(ffn, "experts") for ffn in lm.transformer.ffns),
+            "experts": lm.config.experts,
         },
         "config": config,
         "prompts": [],

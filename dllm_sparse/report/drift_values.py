@@ -27,6 +27,7 @@ from dllm_sparse.report.schema import (
     UnionValues,
 )
 from dllm_sparse.sparsity.config import SparsityConfig
+from dllm_sparse.types import ROUTED
 
 CANVASES = 4
 """Canvases kept in a report; every prompt counts in the statistics."""
@@ -42,7 +43,7 @@ def variant_values(lm: LanguageModel, sparsity: SparsityConfig, recording: Recor
     return {
         "scope": sparsity.scope,
         "sparsity": sparsity.to_dict(),
-        "measured_sparsity": _measured(statistics),
+        "measured_sparsity": _measured(statistics, lm.config),
         "steps": [{"block": block, "index_in_block": index} for block, index in recording.counts.blocks],
         "curves": [
             _curve(statistics.curve(name, layer, tokens))
@@ -62,15 +63,22 @@ def reuse_values(row: ReuseRow) -> ReuseValues:
     return values  # type: ignore[return-value]
 
 
-def _measured(statistics: Statistics) -> dict[str, float]:
-    """Sparsity per site and, pooled over all entries, their mean; padding and unconditional rows left out."""
-    counts, found, kept, entries = statistics.counts, {}, 0.0, 0.0
+def _measured(statistics: Statistics, config: TransformerConfig) -> dict[str, float]:
+    """Sparsity per site and, pooled over all entries, their mean; padding and unconditional rows left out.
+
+    Entries are what a token's FFN computed: of a mixture, the channels of the experts it was sent to.
+    """
+    counts, found, all_kept, all_entries = statistics.counts, {}, 0.0, 0.0
+    routed = config.moe.experts_per_token / config.moe.experts if config.moe is not None else 1.0
     for name in counts.site_names:
+        here = {site: tally for site, tally in counts.sites.items() if site.name == name}
         curve = statistics.curve(name, None, "all")
-        found[name] = 1 - curve.density_overall
-        size = float(curve.count.sum()) * counts.at(name)[0].width
-        kept, entries = kept + curve.density_overall * size, entries + size
-    return found | {"mean": 1 - kept / entries}
+        tokens = float(curve.count.sum())
+        kept = curve.density_overall * tokens * sum(tally.width for tally in here.values())
+        entries = tokens * sum(t.width * (routed if site.expert == ROUTED else 1) for site, t in here.items())
+        found[name] = 1 - kept / entries
+        all_kept, all_entries = all_kept + kept, all_entries + entries
+    return found | {"mean": 1 - all_kept / all_entries}
 
 
 def _curve(curve: Curve) -> CurveValues:

@@ -89,7 +89,7 @@ def layer_report(
         "uniform": {**uniform.to_dict(retain), "by_layer": _at_crossing(uniform, retain)},
         "alone": [],
         "allocations": {},
-        "experts": _experts(uniform, retain, getattr(lm.config, "experts", 0)),
+        "experts": _experts(uniform, retain, lm.config.experts),
     }
     if sensitivity:
         alone = layer_sensitivity(probe, base, retain, say)
@@ -141,7 +141,7 @@ def _allocations(
     # A layer that tolerates much alone gets a low p: the score is what it does not tolerate.
     measured = [1 - curve.critical(retain)[0] for curve in alone]
     scores: dict[str, list[float]] = {"sensitivity": measured}
-    if not getattr(probe.lm.config, "experts", 0):
+    if not probe.lm.config.experts:
         weights = weight_scores(probe.lm)
         scores = {"weights": weights.tolist(), "weights_reversed": (-weights).tolist(), **scores}
     reference, found = uniform.critical(retain)[0], {}

@@ -41,8 +41,11 @@ def summarise(report: DriftReport) -> list[str]:
     if not report["complete"]:
         sentences.append(f"Interrupted: what was finished by then is reported, from {len(report['prompts'])} prompts.")
     sentences.append(_density(main, applied=report["config"]["apply"]))
-    if report["model"]["experts_left_out"]:
-        sentences.append("Experts are left out, for other tokens are routed to them at every step: see the dense FFNs.")
+    if report["model"]["experts"]:
+        sentences.append(
+            f"A channel of a mixture layer is a pair of one of its {report['model']['experts']} experts and a channel; "
+            "experts a token was not sent to count as off, so routing is part of every similarity."
+        )
     for site in site_names(main):
         curve = overall(main, site)
         if curve is not None:

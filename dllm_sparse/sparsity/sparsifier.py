@@ -51,7 +51,8 @@ class Sparsifier(GraphableObserver):
         self.counts = SparsityCounts()
         self._observers = observers
         self._causal = lm.config.causal
-        self._fits = max(lm.config.width, lm.config.ffn_width) <= MAX_WIDTH
+        # Masks inside experts are the plain path's.
+        self._fits = max(lm.config.width, lm.config.ffn_width) <= MAX_WIDTH and not lm.config.experts
         _check_layers(config, lm.config.layers)
         self._norms: dict[Site, Tensor] = {}
         self._stored: dict[Site, Tensor] = {}

@@ -84,9 +84,6 @@ def test_what_experts_cannot_do_is_said() -> None:
         with pytest.raises(UsageError, match="experts take scope"), ds.sparsify(lm, ds.SparsityConfig(**options)):  # type: ignore[arg-type]
             pass
     assert all(ffn.override is None for ffn in lm.transformer.ffns)
-    sampler, config = ds.SamplerConfig(gen_length=4), ds.SparsityConfig(p=0.8)
-    with pytest.raises(UsageError, match="drift is undefined for experts"):
-        ds.drift_report(lm, [[5, 6, 7]], sampler, config)
 
 
 def test_all_four_sites_of_an_expert() -> None:

@@ -12,7 +12,7 @@ import dllm_sparse as ds
 from dllm_sparse.kernels.routing import RouterRule, choose_experts, sort_pairs
 from dllm_sparse.models.config import MoEConfig
 from dllm_sparse.models.moe import MoEFeedForward
-from dllm_sparse.types import CheckpointError, DllmSparseError
+from dllm_sparse.types import CheckpointError, DllmSparseError, UsageError
 from tests.families import llada_moe, write_checkpoint
 from tests.helpers import random_ids, tiny_lm
 from tests.models import plain_moe
@@ -173,3 +173,17 @@ def test_mixtures_that_make_no_sense_are_named(changes: dict[str, Any], words: s
     config, tensors = llada_moe()
     with pytest.raises(DllmSparseError, match=words):
         ds.load(str(write_checkpoint(tmp_path, {**config, **changes}, tensors)), device="cpu")
+
+
+def test_masks_inside_experts_take_the_plain_path() -> None:
+    lm = tiny_lm(moe=SOFTMAX)
+    options = {"gen_length": 8, "block_length": 4, "cache": "dual"}
+    eager, graph = (ds.SamplerConfig(**options, execution=kind) for kind in ("eager", "graph"))  # type: ignore[arg-type]
+    dense = [ds.generate(lm, prompt_ids=[[5, 6, 7]], sampler=sampler).ids for sampler in (eager, graph)]
+    assert torch.equal(*dense)
+    with pytest.raises(UsageError, match="plain path"):
+        ds.generate(lm, prompt_ids=[[5, 6, 7]], sampler=graph, sparsity=ds.SparsityConfig(p=0.6))
+    ids = random_ids(2, 9)
+    before = lm.logits(ids)
+    with ds.sparsify(lm, ds.SparsityConfig(p=1.0)):
+        assert torch.equal(lm.logits(ids), before)
