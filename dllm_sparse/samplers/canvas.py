@@ -26,7 +26,7 @@ class Canvas:
     """The state of one generation: ids, which positions are masks, and what the last step committed.
 
     What is to be generated holds `mask_id` (an autoregressive loop puts its fill there). `overhang` more positions
-    behind it fill up the last block: they are decoded, too, but count as padding and are no part of the result.
+    behind it fill up the last block: they are decoded, too, but are no part of the result.
     """
 
     def __init__(
@@ -34,7 +34,6 @@ class Canvas:
     ) -> None:
         self.mask_id = mask_id
         self.prompt_length = prompt.shape[1]
-        self.end = self.prompt_length + gen_length
         more = (0, gen_length + overhang)
         self.ids = torch.nn.functional.pad(prompt, more, value=mask_id)
         self.attention_mask = attention_mask

@@ -174,8 +174,7 @@ def test_observers_see_windows_classes_and_blocks() -> None:
     out = run(lm, prompt, gen_length=5, sparsity=ds.SparsityConfig(p=0.5), observers=[seen])
     ids, classes = seen.starts[0]
     assert ids.shape == classes.shape == (1, 16)  # filled up to whole blocks
-    expected = [TokenClass.PROMPT] * 9 + [TokenClass.MASKED] * 5 + [TokenClass.PADDING] * 2
-    assert classes[0].tolist() == expected
+    assert classes[0].tolist() == [TokenClass.PROMPT] * 9 + [TokenClass.MASKED] * 7
     contexts = {context.step.index: context for _, _, _, context in seen.masks}
     assert len(contexts) == len(seen.steps) == out.forward_passes == 1 + 3 + 1 + 4
     windows = [(context.start, context.start + context.token_class.shape[1]) for context in contexts.values()]
