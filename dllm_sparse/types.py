@@ -73,7 +73,8 @@ class StepContext:
 
     `token_class` is [B, T] int8 for the tokens of this forward; `start` is the canvas position of the first of
     them, so token t sits at absolute position `start + t`. Under classifier-free guidance rows B/2.. are the
-    unconditional copies (`guided` is True) and have the same canvas positions as rows ..B/2.
+    unconditional copies (`guided` is True) and have the same canvas positions as rows ..B/2. `block` is where the block
+    being decoded begins and ends on the canvas; None where there is none, or where this forward does not feed it.
     """
 
     step: Step
@@ -81,6 +82,7 @@ class StepContext:
     start: int = 0
     guided: bool = False
     part: Part | None = None
+    block: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Autoregressive: nats a token of next-token prediction; exp is the perplexity. Diffusion: nats a token of LLaDA's bound,
 with every window masked once and the numbers of masks spread evenly over the windows; the masks are the same for every
-setting and model, so ratios carry little of their noise. Legend: N windows, L positions, V vocabulary.
+setting and model, so ratios carry little of their noise. A block-causal model has one block of every window masked,
+each whole block in turn, so that what stands before it is known. Legend: N windows, L positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -111,9 +112,20 @@ def held_out(lm: LanguageModel, windows: Tensor, seed: int = 0) -> HeldOut:
         weights[:, -1] = 0
         return HeldOut(windows, targets, weights)
     assert lm.mask_token_id is not None
-    masked = stratified_masks(windows.shape[1], windows.shape[0], torch.Generator().manual_seed(seed))
+    masked = _noise(windows, lm.config.block_length, torch.Generator().manual_seed(seed))
     # Nats of all L tokens are estimated by L / k times those of the k masked ones.
     return HeldOut(windows.masked_fill(masked, lm.mask_token_id), windows, masked / masked.sum(-1, keepdim=True))
+
+
+def _noise(windows: Tensor, block_length: int | None, generator: torch.Generator) -> Tensor:
+    """Which positions [N, L] are masked: anywhere, or inside one block of each window."""
+    rows, length = windows.shape
+    if block_length is None or length <= block_length:
+        return stratified_masks(length, rows, generator)
+    inside = stratified_masks(block_length, rows, generator)
+    places = torch.arange(rows) % (length // block_length) * block_length
+    masked = torch.zeros(rows, length, dtype=torch.bool)
+    return masked.scatter_(1, places[:, None] + torch.arange(block_length), inside)
 
 
 @torch.inference_mode()

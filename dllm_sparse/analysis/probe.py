@@ -16,7 +16,6 @@ from dllm_sparse.analysis.token_reuse import TokenReuse
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.confidence import pick_by_quota, token_probabilities
-from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.sparsifier import Sparsifier, overriding
 from dllm_sparse.types import Observer, Step, StepContext, StepResult, TokenClass
@@ -62,8 +61,8 @@ class Variant:
 class FidelityProbe(Observer):
     """Repeats every step of a dense generation with every variant, on the canvas as it was before the step."""
 
-    def __init__(self, lm: LanguageModel, sampler: SamplerConfig, variants: Sequence[Variant]) -> None:
-        self.lm, self.sampler, self.variants = lm, sampler, variants
+    def __init__(self, lm: LanguageModel, variants: Sequence[Variant]) -> None:
+        self.lm, self.variants = lm, variants
         self._causal = lm.kind == "autoregressive"
 
     def on_start(self, ids: Tensor, token_class: Tensor) -> None:
@@ -78,25 +77,19 @@ class FidelityProbe(Observer):
 
     def on_step(self, step: Step, result: StepResult) -> None:
         """Runs the dense model and all variants, and compares what they would have decided."""
-        where = self._compared(step)
-        counted = result.committed[:, where] if self._causal else self._masked()[:, where]
-        if bool(counted.any()):
+        assert result.confidence is not None
+        competing = result.committed if self._causal else self._masked() & (result.confidence > -torch.inf)
+        if bool(competing.any()):
+            where = _span(competing)
+            counted = competing[:, where]
             dense = self._logits(step, where, self._dense_cache).float().log_softmax(-1)
             for variant in self.variants:
                 with overriding(self.lm, variant.override):
                     logits = self._logits(step, where, variant.cache).float()
-                self._compare(variant, step, dense, logits, counted, result.committed[:, where])
+                self._compare(variant, step, dense, logits, counted, result.committed[:, where] & counted)
         self._classes[self._classes == TokenClass.COMMITTED] = TokenClass.DECODED
         self._classes[result.committed] = TokenClass.COMMITTED
         self._ids = result.ids.clone()
-
-    def _compared(self, step: Step) -> slice:
-        """Canvas positions W decided upon in this step: what is masked up to the block's end, or the next token."""
-        generated = self._ids.shape[1] - self.sampler.gen_length
-        if self._causal:
-            return slice(generated + step.index, generated + step.index + 1)
-        end = generated + (step.block + 1) * self.sampler.block_length
-        return slice(int(self._masked()[:, :end].any(0).int().argmax()), end)
 
     def _masked(self) -> Tensor:
         assert self.lm.mask_token_id is not None
@@ -142,3 +135,9 @@ class FidelityProbe(Observer):
         if not self._causal:
             return None
         return self.lm.transformer.new_cache(*self._ids.shape)
+
+
+def _span(marked: Tensor) -> slice:
+    """The columns from the first to the last marked in any row [B, L]."""
+    columns = marked.any(0).nonzero()[:, 0]
+    return slice(int(columns[0]), int(columns[-1]) + 1)

@@ -63,11 +63,11 @@ class MaskRecorder(Observer):
         if snapshot_every < 0 or any(delta < 1 for delta in deltas) or bool(deltas) != (snapshot_every > 0):
             raise UsageError("snapshots need snapshot_every of at least 1 and deltas of at least 1, or neither")
         self._causal = kind == "autoregressive"
-        self._gen_length, self._block_length = sampler.gen_length, sampler.block_length
+        self._gen_length = sampler.gen_length
         self._every, self._deltas = snapshot_every, deltas
         self._total = MaskCounts(kind, deltas=deltas, snapshot_every=snapshot_every)
         self._edges = change_edges()
-        self._length = 0
+        self._length = self._prompt = 0
         self._clear()
 
     def counts(self) -> MaskCounts:
@@ -80,6 +80,8 @@ class MaskRecorder(Observer):
         """A new canvas [B, L]: its rows are new prompts."""
         self.counts()
         self._length = ids.shape[1]
+        given = (token_class == TokenClass.PROMPT) | (token_class == TokenClass.PADDING)
+        self._prompt = int(given.any(0).nonzero().max()) + 1 if bool(given.any()) else 0
 
     @torch.inference_mode()
     def on_mask(self, site: Site, values: Tensor, keep: Tensor, context: StepContext) -> None:
@@ -146,10 +148,9 @@ class MaskRecorder(Observer):
             return
         begin, end = 0, keep.shape[1]
         if not self._causal:
-            begin = self._length - self._gen_length + context.step.block * self._block_length - context.start
-            end = begin + self._block_length
-            if end > keep.shape[1]:
+            if context.block is None:
                 return  # a forward of what lies before the block
+            begin, end = (place - context.start for place in context.block)
         region, valid = keep[:, begin:end], classes[:, begin:end] != TokenClass.PADDING
         sizes = [size for size in WINDOW_SIZES if size <= end - begin]
         for place, (kept, windows) in enumerate(window_unions(region, valid, sizes)):
@@ -160,10 +161,11 @@ class MaskRecorder(Observer):
     def _count_canvas(self, name: SiteName, columns: Tensor, context: StepContext) -> None:
         """Adds a layer's intersections and unions with the step before to the generated positions [B, G]."""
         canvas = self._run.canvas[name][:, context.step.index]
-        first = context.start - (self._length - self._gen_length)
+        first = context.start - self._prompt
         skipped = max(-first, 0)
-        pairs = columns[:, skipped:, Column.INTERSECTION : Column.UNION + 1]
-        canvas[:, first + skipped : first + skipped + pairs.shape[1]] += pairs
+        canvas = canvas[:, first + skipped :]
+        pairs = columns[:, skipped : skipped + canvas.shape[1], Column.INTERSECTION : Column.UNION + 1]
+        canvas[:, : pairs.shape[1]] += pairs
 
     def _count_snapshots(
         self, table: Tensor, memory: _Memory, keep: Tensor, classes: Tensor, context: StepContext

@@ -57,7 +57,7 @@ def measure_reuse(
     """
     sampler = replace(sampler, cache="none", cfg_scale=0.0)
     variants = _variants(lm, sparsity, refresh, taus if lm.kind == "diffusion" else ())
-    probe = FidelityProbe(lm, sampler, variants)
+    probe = FidelityProbe(lm, variants)
     equal = {variant.name: [0, 0, 0, 0] for variant in variants}  # tokens, equal tokens, rows, equal rows
     for ids, mask in batches:
         dense = generate(lm, prompt_ids=ids, attention_mask=mask, sampler=sampler, observers=(probe, *observers))

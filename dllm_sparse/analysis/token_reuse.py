@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dllm_sparse.analysis.comparisons import relative_change
 from dllm_sparse.models.feed_forward import FeedForward
+from dllm_sparse.sparsity.sparsifier import widened
 from dllm_sparse.types import Observer, StepContext, TokenClass
 
 
@@ -16,8 +17,8 @@ class TokenReuse(Observer):
     """An FFN override that recomputes only tokens whose input moved, the rest keep their last output.
 
     A token has moved when |x - x'| > tau |x'| in the L2 norm, x' being the input its kept output was computed from
-    (so small steps cannot add up unnoticed). Step 0 computes everything. Made for bidirectional models, whose
-    forwards feed the same positions again and again.
+    (so small steps cannot add up unnoticed). What is fed for the first time is computed. Made for diffusion models,
+    whose forwards feed the same positions again and again.
     """
 
     def __init__(self, tau: float) -> None:
@@ -39,8 +40,12 @@ class TokenReuse(Observer):
             self._inputs[ffn.layer], self._outputs[ffn.layer] = x.clone(), _dense(ffn, x)
         else:
             window = slice(context.start, context.start + x.shape[1])
+            fed = self._inputs[ffn.layer].shape[1]
+            for kept in (self._inputs, self._outputs):
+                kept[ffn.layer] = widened(kept[ffn.layer], window.stop)
             inputs, outputs = self._inputs[ffn.layer][:, window], self._outputs[ffn.layer][:, window]
             moved = relative_change(x, inputs) > self.tau
+            moved[:, max(fed - window.start, 0) :] = True  # fed for the first time
             inputs[moved] = x[moved]
             outputs[moved] = _dense(ffn, x[moved])
         self._count(context.token_class, moved)

@@ -55,7 +55,8 @@ class CanvasView(Observer):
 
         self._committed_at.clear()
         classes = token_class[0].tolist()
-        self._prompt_length = sum(kind in (TokenClass.PROMPT, TokenClass.PADDING) for kind in classes)
+        given = [at for at, kind in enumerate(classes) if kind in (TokenClass.PROMPT, TokenClass.PADDING)]
+        self._prompt_length = given[-1] + 1 if given else 0
 
     def on_step(self, step: Step, result: StepResult) -> None:
         """Redraws the canvas."""

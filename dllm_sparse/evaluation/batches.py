@@ -154,7 +154,9 @@ def _continued(lm: LanguageModel, batch: Batch, prefixes: Prefixes) -> Tensor:
     cache.values[:, :, :, :width] = shared.values[:, prefixes.of_row]
     mask = prefixes.mask[prefixes.of_row]
     positions = mask.sum(-1, keepdim=True) + torch.arange(tokens, device=lm.device)
-    mask = torch.cat((mask, torch.ones_like(batch.ids)), dim=1)
+    # Right padding stands behind every causal query, but inside a block everything is seen.
+    real = torch.ones_like(batch.ids) if batch.mask is None or lm.config.causal else batch.mask
+    mask = torch.cat((mask, real), dim=1)
     context = StepContext(Step(0, 1), _classes(lm, batch.ids, batch.mask), start=width)
     return lm.transformer(  # type: ignore[no-any-return]
         batch.ids,

@@ -6,18 +6,23 @@ Rows are ordered by length, so that padding is rare, and cut where a forward wou
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from dllm_sparse.evaluation.batches import Batch, Rows, pack
 from dllm_sparse.evaluation.copies import masks_and_weights
 from dllm_sparse.evaluation.options import ScoringOptions
-from dllm_sparse.evaluation.requests import Pair
+from dllm_sparse.evaluation.requests import Pair, blocks_of
 from dllm_sparse.models.language_model import LanguageModel
 
 # One forward's tokens: large enough to fill a GPU, small enough for a CPU's cache; and at most so many logits.
 _CUDA_TOKENS, _CPU_TOKENS = 1 << 17, 1 << 12
 _CUDA_LOGITS, _CPU_LOGITS = 1 << 30, 1 << 28
+
+Family = tuple[tuple[int, ...], list[Rows]]
+"""Rows that continue one prefix of ids."""
 
 
 def token_budget(lm: LanguageModel, options: ScoringOptions) -> int:
@@ -32,25 +37,60 @@ def token_budget(lm: LanguageModel, options: ScoringOptions) -> int:
 def plan(lm: LanguageModel, pairs: Sequence[Pair], options: ScoringOptions, *, share_prompts: bool) -> list[Batch]:
     """Batches that score every pair; row owners are indices into `pairs`. Empty targets have no row.
 
-    `share_prompts` computes an autoregressive prompt once for all its targets. That is exact where every token has
-    its own mask, and only there.
+    `share_prompts` computes an autoregressive prompt once for all its targets, and the finished blocks of a
+    block-causal model once for all masked copies of the next. That is exact where every token has its own mask, and
+    only there; bidirectional models have nothing to share, guided ones are not asked to.
     """
     budget = token_budget(lm, options)
-    if lm.kind == "diffusion":
-        assert lm.mask_token_id is not None
-        parts = [_diffusion_rows(owner, pair, options, lm.mask_token_id) for owner, pair in _filled(pairs)]
-        return _packed(parts, budget // (2 if options.cfg_scale > 0 else 1))
+    if lm.kind == "autoregressive":
+        alone, shared = _causal_rows(pairs, share_prompts=share_prompts)
+        return _packed(alone, budget) + list(_shared_batches(shared, budget))
+    assert lm.mask_token_id is not None
+    block, guided = lm.config.block_length, options.cfg_scale > 0
+    if block is not None and share_prompts and not guided:
+        families = [
+            family
+            for owner, pair in _filled(pairs)
+            for part in blocks_of(pair, block)
+            for family in _block_families(owner, part, options, lm.mask_token_id, block, budget)
+        ]
+        alone = [rows for prefix, rows in families if not prefix]
+        shared = [(prefix, [rows]) for prefix, rows in families if prefix]
+        return _packed(alone, budget) + list(_shared_batches(shared, budget))
+    parts = [
+        replace(_diffusion_rows(owner, part, options, lm.mask_token_id), prompt=len(pair.prompt))
+        for owner, pair in _filled(pairs)
+        for part in ([pair] if block is None else blocks_of(pair, block))
+    ]
+    return _packed(parts, budget // (2 if guided else 1))
+
+
+def _causal_rows(pairs: Sequence[Pair], *, share_prompts: bool) -> tuple[list[Rows], list[Family]]:
+    """Rows on their own, and families of rows behind a prompt but its last token, so every row has one to feed."""
     families: dict[tuple[int, ...], list[tuple[int, Pair]]] = {}
     for owner, pair in _filled(pairs):
         families.setdefault(pair.prompt, []).append((owner, pair))
     alone: list[Rows] = []
-    shared: list[list[tuple[int, Pair]]] = []
+    shared: list[Family] = []
     for prompt, family in families.items():
         if share_prompts and len(family) > 1 and len(prompt) > 1:
-            shared.append(family)
+            rows = [_causal_row(owner, pair, behind=len(prompt) - 1) for owner, pair in family]
+            shared.append((prompt[:-1], rows))
         else:
             alone += [_causal_row(owner, pair) for owner, pair in family]
-    return _packed(alone, budget) + list(_shared_batches(shared, budget))
+    return alone, shared
+
+
+def _block_families(
+    owner: int, part: Pair, options: ScoringOptions, mask_id: int, block: int, budget: int
+) -> Iterator[tuple[tuple[int, ...], Rows]]:
+    """(finished blocks, masked copies of the block behind them), as many copies at once as a forward may attend to."""
+    behind = len(part.prompt) // block * block
+    masks, weights = masks_and_weights(part, options)
+    rows = _masked_rows(owner, Pair(part.prompt[behind:], part.target), masks, weights, mask_id)
+    most = max(budget // (behind + len(rows.truth)), 1)
+    for start in range(0, len(rows.ids), most):
+        yield part.prompt[:behind], rows[start : start + most]
 
 
 def _filled(pairs: Sequence[Pair]) -> Iterator[tuple[int, Pair]]:
@@ -77,24 +117,26 @@ def _packed(parts: Sequence[Rows], budget: int) -> list[Batch]:
 
 
 def _diffusion_rows(owner: int, pair: Pair, options: ScoringOptions, mask_id: int) -> Rows:
-    masks, weights = masks_and_weights(pair, options)
+    return _masked_rows(owner, pair, *masks_and_weights(pair, options), mask_id)
+
+
+def _masked_rows(owner: int, pair: Pair, masks: Tensor, weights: Tensor, mask_id: int) -> Rows:
     whole = torch.tensor((*pair.prompt, *pair.target))
     scored = torch.nn.functional.pad(masks, (len(pair.prompt), 0))
     return Rows(owner, whole.masked_fill(scored, mask_id), whole, scored, weights, prompt=len(pair.prompt))
 
 
-def _causal_row(owner: int, pair: Pair, behind: int = 0, prefix: int = -1) -> Rows:
+def _causal_row(owner: int, pair: Pair, behind: int = 0) -> Rows:
     """The row of a pair, its first `behind` prompt tokens left to a shared prefix; the last target is never fed."""
     whole = torch.tensor((*pair.prompt[behind:], *pair.target))
     scored = torch.arange(len(whole) - 1) >= len(pair.prompt) - behind - 1
-    return Rows(owner, whole[None, :-1], whole[1:], scored[None], torch.ones(1), prefix=prefix)
+    return Rows(owner, whole[None, :-1], whole[1:], scored[None], torch.ones(1))
 
 
-def _shared_batches(families: Sequence[list[tuple[int, Pair]]], budget: int) -> Iterator[Batch]:
-    """Batches of whole families; the prompt but its last token is the prefix, so every row has a token to feed."""
-    ordered = sorted(families, key=lambda family: -len(family[0][1].prompt))
-    part: list[list[tuple[int, Pair]]] = []
-    for family in ordered:
+def _shared_batches(families: Sequence[Family], budget: int) -> Iterator[Batch]:
+    """Batches of whole families, longest prefix first."""
+    part: list[Family] = []
+    for family in sorted(families, key=lambda family: -len(family[0])):
         if part and _attended([*part, family]) > budget:
             yield _shared_batch(part)
             part = []
@@ -103,18 +145,13 @@ def _shared_batches(families: Sequence[list[tuple[int, Pair]]], budget: int) -> 
         yield _shared_batch(part)
 
 
-def _attended(families: Sequence[list[tuple[int, Pair]]]) -> int:
+def _attended(families: Sequence[Family]) -> int:
     """Tokens of the largest buffer such a batch needs: keys of every row, prefix included."""
-    rows = sum(len(family) for family in families)
-    longest = max(len(pair.target) for family in families for _, pair in family)
-    return rows * (len(families[0][0][1].prompt) + longest)
+    members = [rows for _, family in families for rows in family]
+    longest = max(len(rows.truth) for rows in members)
+    return sum(len(rows.ids) for rows in members) * (len(families[0][0]) + longest)
 
 
-def _shared_batch(families: Sequence[list[tuple[int, Pair]]]) -> Batch:
-    prefixes = [family[0][1].prompt[:-1] for family in families]
-    rows = [
-        _causal_row(owner, pair, behind=len(pair.prompt) - 1, prefix=index)
-        for index, family in enumerate(families)
-        for owner, pair in family
-    ]
-    return pack(rows, prefixes)
+def _shared_batch(families: Sequence[Family]) -> Batch:
+    rows = [replace(rows, prefix=index) for index, (_, family) in enumerate(families) for rows in family]
+    return pack(rows, [prefix for prefix, _ in families])

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from dllm_sparse.samplers.schedule import block_spans
 from dllm_sparse.types import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,15 @@ class Pair(NamedTuple):
         """A 63-bit seed from the ids and a base seed."""
         text = f"{base}|{','.join(map(str, self.prompt))}|{','.join(map(str, self.target))}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def blocks_of(pair: Pair, length: int) -> list[Pair]:
+    """The chain of a block-causal model: each block's part of the target behind everything before it, all of it known.
+
+    Blocks are counted from the prompt's first token; the end of a prompt shares one with the target's first tokens.
+    """
+    whole, start = pair.prompt + pair.target, len(pair.prompt)
+    return [Pair(whole[:begin], whole[begin:end]) for begin, end in block_spans(start, len(whole), length)]
 
 
 class Encoder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -104,7 +104,7 @@ class HookedTransformer(Transformer):
         assert context is not None
         if context.token_class.device == device:
             return context
-        return StepContext(context.step, context.token_class.to(device), context.start, context.guided)
+        return replace(context, token_class=context.token_class.to(device))
 
     def forward(
         self,

@@ -25,16 +25,20 @@ class Decoded:
 class Canvas:
     """The state of one generation: ids, which positions are masks, and what the last step committed.
 
-    What is to be generated holds `mask_id` (an autoregressive loop puts its fill there).
+    What is to be generated holds `mask_id` (an autoregressive loop puts its fill there). `overhang` more positions
+    behind it fill up the last block: they are decoded, too, but are no part of the result.
     """
 
-    def __init__(self, prompt: Tensor, attention_mask: Tensor | None, gen_length: int, mask_id: int) -> None:
+    def __init__(
+        self, prompt: Tensor, attention_mask: Tensor | None, gen_length: int, mask_id: int, overhang: int = 0
+    ) -> None:
         self.mask_id = mask_id
         self.prompt_length = prompt.shape[1]
-        self.ids = torch.nn.functional.pad(prompt, (0, gen_length), value=mask_id)
+        more = (0, gen_length + overhang)
+        self.ids = torch.nn.functional.pad(prompt, more, value=mask_id)
         self.attention_mask = attention_mask
         if attention_mask is not None:
-            self.attention_mask = torch.nn.functional.pad(attention_mask, (0, gen_length), value=1)
+            self.attention_mask = torch.nn.functional.pad(attention_mask, more, value=1)
         # CFG: the unconditional copy masks whatever was given at the start, padding included (as LLaDA does).
         self.given = self.ids != self.mask_id
         self.committed = torch.zeros_like(self.given)

@@ -77,6 +77,16 @@ def pick_by_threshold(confidence: Tensor, threshold: float) -> Tensor:
     return (best | (confidence >= threshold)) & (confidence > -torch.inf)
 
 
+def pick_by_threshold_or_quota(confidence: Tensor, threshold: float, quota: list[int]) -> Tensor:
+    """All positions with confidence > threshold where they are at least quota[row] many, else the quota[row] best.
+
+    The rule of LLaDA2 and SDAR; unlike Fast-dLLM's it is strict, and a step has a planned least number of tokens.
+    """
+    high = confidence > threshold
+    enough = high.sum(-1) >= torch.tensor(quota, device=confidence.device)
+    return torch.where(enough[:, None], high, pick_by_quota(confidence, quota))
+
+
 def pick_by_factor(confidence: Tensor, factor: float) -> Tensor:
     """Fast-dLLM's factor rule: the i-th best (from 0) must reach 1 - factor / (i + 2), the first failure ends the list.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.types import UsageError
 
 Remasking = Literal["low_confidence", "random", "entropy", "maskgit_plus", "topk_margin", "origin"]
@@ -15,7 +17,9 @@ Execution = Literal["auto", "eager", "graph"]
 
 
 _TIMESTEP_RULES: tuple[Remasking, ...] = ("entropy", "maskgit_plus", "topk_margin", "origin")
-_TIMESTEP_OPTIONS: dict[str, Any] = {"alg_temp": 0.0, "top_p": None, "top_k": None, "eps": 1e-3}
+_TIMESTEP_OPTIONS: Mapping[str, Any] = {"alg_temp": 0.0, "eps": 1e-3}
+_SAMPLING_OPTIONS: Mapping[str, Any] = {"top_p": None, "top_k": None}
+_BLOCK_CAUSAL_OPTIONS: Mapping[str, Any] = {"minimal_topk": 1, "editing_threshold": None, "max_post_steps": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,12 @@ class SamplerConfig:
     exp(confidence / alg_temp) instead. "origin" commits each mask with that share as probability. `top_p` and `top_k`
     restrict the tokens. Without a cache the canvas is one block: `block_length` becomes `gen_length`. With one, every
     block runs through the times.
+
+    A block-causal model (LLaDA2, SDAR) decodes in its own blocks, which need not divide `gen_length`; `steps` are split
+    over ceil(gen_length / block). A step commits the tokens surer than `threshold`, or where those are fewer its quota
+    of the surest, at least `minimal_topk`. `editing_threshold` lets a step rewrite the block's decoded tokens that it
+    is surer about, for up to `max_post_steps` more steps once none is masked (LLaDA2.1). `top_k`, then `top_p` restrict
+    the tokens sampled at a temperature; confidence is the probability under that distribution.
 
     Autoregressive: only gen_length, temperature, stop_at_eos, the eos ids, execution and seed are used.
 
@@ -65,6 +75,9 @@ class SamplerConfig:
     top_p: float | None = None
     top_k: int | None = None
     eps: float = 1e-3
+    minimal_topk: int = 1
+    editing_threshold: float | None = None
+    max_post_steps: int = 16
 
     def __post_init__(self) -> None:
         choices = {
@@ -76,15 +89,20 @@ class SamplerConfig:
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(get_args(kind))}")
-        for name in ("gen_length", "block_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("gen_length", "block_length", "top_k", "minimal_topk", "max_post_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1")
         for name in ("temperature", "cfg_scale", "alg_temp"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise UsageError(f"{name} is {value}; it must be a number of at least 0 (for example 0.0)")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UsageError(f"threshold is {self.threshold}; allowed: 0 to 1 (for example 0.9)")
+        for name in ("threshold", "editing_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}; allowed: 0 to 1 (for example 0.9)")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; allowed: above 0, at most 1 (for example 0.95)")
         if self.factor is not None and self.factor <= 0:
             raise UsageError(f"factor is {self.factor}; it must be above 0 (for example 1.0)")
         if self.threshold is not None and self.factor is not None:
@@ -93,18 +111,16 @@ class SamplerConfig:
             self._check_timesteps()
             if self.cache == "none":
                 object.__setattr__(self, "block_length", self.gen_length)
-        for name, default in _TIMESTEP_OPTIONS.items():
-            if not self.by_timesteps and getattr(self, name) != default:
-                raise UsageError(
-                    f"{name} is {getattr(self, name)}, but remasking {self.remasking!r} does not use it; "
-                    f"those that do: {', '.join(_TIMESTEP_RULES)}"
-                )
+        if not self.by_timesteps:
+            self._refuse(_TIMESTEP_OPTIONS, f"remasking {self.remasking!r}", ", ".join(_TIMESTEP_RULES))
+
+    def _refuse(self, options: Mapping[str, Any], user: str, users: str) -> None:
+        """Raises UsageError for an option away from its default that its user has no use for."""
+        for name, default in options.items():
+            if getattr(self, name) != default:
+                raise UsageError(f"{name} is {getattr(self, name)}, but {user} does not use it; those that do: {users}")
 
     def _check_timesteps(self) -> None:
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p is {self.top_p}; allowed: above 0, at most 1 (for example 0.95)")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top_k is {self.top_k}; it must be at least 1 (for example 50)")
         if not 0 <= self.eps < 1:
             raise UsageError(f"eps is {self.eps}; allowed: from 0, below 1 (for example 0.001)")
         if not self.by_quota and self.remasking in ("entropy", "origin"):
@@ -117,6 +133,26 @@ class SamplerConfig:
         if self.confidence_eos_eot_inf:
             raise UsageError(f"confidence_eos_eot_inf is for remasking 'low_confidence'; it is {self.remasking!r}")
 
+    def fitted(self, model: TransformerConfig) -> SamplerConfig:
+        """The same options in the blocks a masked diffusion model decodes in; a block-causal one has its own.
+
+        Raises UsageError for what this kind of diffusion model cannot do, as `check_blocks` does for the others.
+        """
+        if model.block_length is None:
+            self._refuse(_BLOCK_CAUSAL_OPTIONS, "this model", "block-causal ones (LLaDA2, SDAR)")
+            if not self.by_timesteps:
+                self._refuse(_SAMPLING_OPTIONS, f"remasking {self.remasking!r}", ", ".join(_TIMESTEP_RULES))
+            self.check_blocks()
+            return self
+        rules = {"remasking": ("low_confidence", "random"), "cache": ("none",), "confidence_eos_eot_inf": (False,)}
+        for name, allowed in rules.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(str(value) for value in allowed)
+                raise UsageError(f"{name} is {getattr(self, name)}; a block-causal model allows: {names}")
+        own = replace(self, block_length=model.block_length)
+        own._check_steps()
+        return own
+
     def check_blocks(self) -> None:
         """Raises UsageError, with a working suggestion, unless blocks divide the canvas and the steps."""
         if self.gen_length % self.block_length:
@@ -125,7 +161,10 @@ class SamplerConfig:
                 f"block_length {self.block_length} does not divide gen_length {self.gen_length}; "
                 f"allowed: divisors of {self.gen_length}; try block_length {suggestion}"
             )
-        blocks = self.gen_length // self.block_length
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        blocks = self.blocks
         if self.steps is not None and (self.steps < blocks or self.steps % blocks):
             suggestion = max(round(self.steps / blocks), 1) * blocks
             raise UsageError(
@@ -136,7 +175,7 @@ class SamplerConfig:
     @property
     def blocks(self) -> int:
         """Number of blocks of the canvas."""
-        return self.gen_length // self.block_length
+        return -(-self.gen_length // self.block_length)
 
     @property
     def steps_per_block(self) -> int:

@@ -67,6 +67,7 @@ def why_not_graphed(lm: LanguageModel, config: SamplerConfig) -> str | None:
     if lm.kind == "autoregressive":
         return None
     reasons = (
+        (lm.config.attention == "block_causal", "a block-causal model feeds its blocks behind a growing cache"),
         (config.draws, f"remasking {config.remasking!r} draws random numbers on the host"),
         (config.by_timesteps, f"remasking {config.remasking!r} plans its steps on the host"),
         (config.cfg_scale > 0, "guidance doubles the rows"),

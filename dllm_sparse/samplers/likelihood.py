@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_sparse.models.language_model import LanguageModel, token_classes
+from dllm_sparse.samplers.schedule import block_spans
 from dllm_sparse.types import Step, StepContext, UsageError
 
 
@@ -24,6 +25,8 @@ def log_likelihood(
 
     Diffusion: LLaDA's stratified Monte-Carlo bound, mc_num // batch_size forwards of batch_size rows, random numbers in
     the official order (arXiv 2502.09992, eq. 6 and alg. 3). A target of one token is exact, whatever the seed.
+    A block-causal model's is a chain: each block's part of the target is estimated like that behind all tokens before
+    it, which are known, as in training (block diffusion, arXiv 2503.09573); the last block ends with the target.
     Autoregressive: exact, one forward; mc_num, batch_size, cfg_scale and seed are not used.
     Raises UsageError when mc_num is not a multiple of batch_size or the text does not fit the context.
     """
@@ -42,7 +45,14 @@ def log_likelihood(
         )
     generator = torch.Generator().manual_seed(seed)
     batches = mc_num // batch_size
-    losses = [_batch_loss(lm, prompt, target, batch_size, cfg_scale, generator) for _ in range(batches)]
+    whole, known = torch.cat((prompt, target)), len(prompt)
+    block = lm.config.block_length
+    spans = [(known, len(whole))] if block is None else block_spans(known, len(whole), block)
+    losses = [
+        _batch_loss(lm, whole[:end], begin, known, batch_size, cfg_scale, generator)
+        for begin, end in spans
+        for _ in range(batches)
+    ]
     return -sum(losses) / batches
 
 
@@ -56,19 +66,23 @@ def stratified_masks(length: int, rows: int, generator: torch.Generator) -> Tens
 
 
 def _batch_loss(
-    lm: LanguageModel, prompt: Tensor, target: Tensor, rows: int, cfg_scale: float, generator: torch.Generator
+    lm: LanguageModel, ids: Tensor, begin: int, prompt: int, rows: int, cfg_scale: float, generator: torch.Generator
 ) -> float:
-    """Mean over the rows of sum CE(masked) * L / (number masked)."""
+    """Mean over the rows of sum CE(masked) * L / (number masked), the noise being in ids [T] from `begin` on.
+
+    Guidance compares with a copy whose first `prompt` ids are masked.
+    """
     assert lm.mask_token_id is not None
+    target = ids[begin:]
     masked = stratified_masks(len(target), rows, generator).to(lm.device)
     noisy = torch.where(masked, lm.mask_token_id, target[None])
-    ids = torch.cat((prompt[None].expand(rows, -1), noisy), dim=1)
+    ids = torch.cat((ids[None, :begin].expand(rows, -1), noisy), dim=1)
     if cfg_scale > 0:
         unconditional = ids.clone()
-        unconditional[:, : len(prompt)] = lm.mask_token_id
+        unconditional[:, :prompt] = lm.mask_token_id
         ids = torch.cat((ids, unconditional))
     context = StepContext(Step(0, 1), token_classes(ids, None, lm.mask_token_id), guided=cfg_scale > 0)
-    logits = lm.predictions(ids, slice(len(prompt), None), context=context)
+    logits = lm.predictions(ids, slice(begin, None), context=context)
     if cfg_scale > 0:
         conditional, free = logits.chunk(2)
         logits = free + (cfg_scale + 1) * (conditional - free)

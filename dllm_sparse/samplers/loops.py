@@ -9,6 +9,7 @@ from torch import Tensor
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers import uniform_noise
 from dllm_sparse.samplers.autoregressive import decode
+from dllm_sparse.samplers.block_diffusion import denoise_blocks
 from dllm_sparse.samplers.canvas import Decoded
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.masked_diffusion import denoise
@@ -34,16 +35,16 @@ def loop_of(lm: LanguageModel) -> Loop:
     """The loop that decodes this model."""
     if lm.kind == "autoregressive":
         return decode
-    return uniform_noise.denoise_uniform if lm.noise == "uniform" else denoise
+    if lm.noise == "uniform":
+        return uniform_noise.denoise_uniform
+    return denoise_blocks if lm.config.attention == "block_causal" else denoise
 
 
 def fitted(lm: LanguageModel, config: SamplerConfig) -> SamplerConfig:
     """The options with what the model itself decides filled in; raises UsageError for those it cannot follow."""
     if lm.noise == "uniform":
         return uniform_noise.fitted(lm, config)
-    if lm.kind == "diffusion":
-        config.check_blocks()
-    return config
+    return config if lm.kind == "autoregressive" else config.fitted(lm.config)
 
 
 def draws(lm: LanguageModel, config: SamplerConfig) -> bool:

@@ -16,7 +16,7 @@ from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.graph_buffers import kept_graphs, on_device
 from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable
-from dllm_sparse.samplers.remasking import end_of_text, leads
+from dllm_sparse.samplers.remasking import end_of_text, leads, rule_of
 from dllm_sparse.samplers.schedule import transfer_counts
 from dllm_sparse.samplers.steps import Steps
 from dllm_sparse.types import Observers, Step, UsageError
@@ -35,8 +35,7 @@ def denoise(
     Raises UsageError for impossible blocks or a prompt that does not fit, NonFiniteActivations for NaN logits.
     Source: LLaDA (arXiv 2502.09992), alg. 4 and app. B.4; Fast-dLLM (arXiv 2505.22618), sec. 3; Dream (2508.15487).
     """
-    config = config or SamplerConfig()
-    config.check_blocks()
+    config = (config or SamplerConfig()).fitted(lm.config)
     check_context(lm, prompt.shape[1], config.gen_length)
     prompt = prompt.to(lm.device)
     mask = None if attention_mask is None else attention_mask.to(lm.device)
@@ -155,7 +154,7 @@ class _Loop(Steps):
     """Runs blocks of one canvas under bidirectional attention."""
 
     def __init__(self, lm: LanguageModel, canvas: Canvas, config: SamplerConfig, observers: Observers) -> None:
-        super().__init__(lm, canvas, config, observers)
+        super().__init__(lm, canvas, config, observers, rule_of(lm, config))
         if config.cache != "none":
             self.use_cache()
 
@@ -165,6 +164,7 @@ class _Loop(Steps):
         config, canvas = self.config, self.canvas
         end = block_end(canvas, config, block)
         begin = end - config.block_length
+        self.block = begin, end
         self.rule.start_block(canvas.masked()[:, begin:end].sum(-1).tolist())
         # Every step decides one competing position at least; a model that predicts the mask token must not loop on.
         competing = int(canvas.masked()[:, :end].sum(-1).max())

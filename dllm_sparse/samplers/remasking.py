@@ -59,6 +59,8 @@ class Contest:
     rows: slice  # where the R positions are among the T
     fed: int  # T
     members: Members
+    ids: Tensor | None = None  # [B, R] what the positions hold, where some of it may be rewritten:
+    editable: Tensor | None = None  # [B, R] bool
 
     def spread(self, values: Tensor) -> Tensor:
         """Confidences [B, R] as wide as the tokens fed, [B, T], -inf where nothing competes.
@@ -129,7 +131,7 @@ class ConfidenceRule(Rule):
         """Decides one step; raises NonFiniteActivations where the logits are not finite."""
         config, logits = self.config, contest.logits
         tokens = choose_tokens(logits, config.temperature, self._noise(contest))
-        _check_finite(logits, tokens, contest.step)
+        check_finite(logits, tokens, contest.step)
         confidence = contest.spread(self._confidence(contest, tokens))
         index = contest.step.index_in_block
         quota = [quotas[index] for quotas in self._quotas] if config.by_quota else []
@@ -198,7 +200,7 @@ class TimestepRule(Rule):
             noise = torch.empty(probabilities.shape, dtype=torch.promote_types(probabilities.dtype, torch.float32))
             noise = noise.exponential_(generator=self.generator).to(logits.device)
             tokens = race(probabilities, noise).argmax(-1)
-        _check_finite(logits, tokens, step)
+        check_finite(logits, tokens, step)
         return tokens, sureness(probabilities, tokens, config.remasking)
 
     def _scores(self, contest: Contest, confidence: Tensor, count: int) -> Tensor:
@@ -215,7 +217,7 @@ def rule_of(lm: LanguageModel, config: SamplerConfig) -> Rule:
     return TimestepRule(lm, config) if config.by_timesteps else ConfidenceRule(lm, config)
 
 
-def _check_finite(logits: Tensor, tokens: Tensor, step: Step) -> None:
+def check_finite(logits: Tensor, tokens: Tensor, step: Step) -> None:
     """The largest logit of a position is NaN or +Inf exactly when something went wrong; -Inf is a silenced token."""
     if not bool(torch.isfinite(logits.gather(-1, tokens.unsqueeze(-1))).all()):
         raise NonFiniteActivations(f"NaN or Inf in the logits at step {step.index}")

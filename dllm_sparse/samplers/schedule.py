@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 
@@ -29,3 +31,9 @@ def timestep_shares(steps: int, eps: float) -> list[float]:
 def timestep_count(masks: int, rows: int, share: float) -> int:
     """Tokens every one of `rows` commits of `masks` in all: the mean a row times the share, in fp32, cut off."""
     return int(torch.tensor(masks, device="cpu") / rows * share)
+
+
+def block_spans(start: int, stop: int, length: int) -> list[tuple[int, int]]:
+    """Positions start..stop cut at the multiples of `length`: [begin, end) of every block's part."""
+    cuts = [start, *range((start // length + 1) * length, stop, length), stop]
+    return list(pairwise(cuts))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_sparse.engine.observing import rows_may_leave
@@ -10,7 +13,7 @@ from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.canvas import Canvas
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.remasking import Contest, Members, rule_of
+from dllm_sparse.samplers.remasking import Contest, Members, Rule
 from dllm_sparse.types import Observers, Step, StepContext, StepResult
 
 
@@ -21,16 +24,19 @@ class Steps:
     leave until the next one. No row's tokens depend on that, and a forward counts once whatever it feeds.
     """
 
-    def __init__(self, lm: LanguageModel, canvas: Canvas, config: SamplerConfig, observers: Observers) -> None:
+    def __init__(
+        self, lm: LanguageModel, canvas: Canvas, config: SamplerConfig, observers: Observers, rule: Rule
+    ) -> None:
         self.lm, self.canvas, self.config, self.observers = lm, canvas, config, observers
         self.whole = canvas
         self.rows = torch.arange(len(canvas.ids), device=canvas.ids.device)
         self._rows_leave = rows_may_leave(lm, observers)
-        self.rule = rule_of(lm, config)
+        self.rule = rule
         self.forwards = 0
         self.index = 0
         self.cache: KVCache | None = None
         self._buffers: KVCache | None = None
+        self.block: tuple[int, int] | None = None  # canvas positions of the active block, for observers
 
     def use_cache(self) -> None:
         """Makes the cache of all rows."""
@@ -72,17 +78,24 @@ class Steps:
             self.canvas = self.whole
             self.rows = torch.arange(len(self.whole.ids), device=self.rows.device)
 
-    def take(self, step: Step, start: int, stop: int, eligible: Tensor) -> None:
-        """One step: a forward of canvas positions start..stop, of which `eligible` [B, E] of the first E compete."""
-        first = int(eligible.any(0).int().argmax())  # only what may compete needs logits
-        rows = slice(first, eligible.shape[1])
+    def take(self, step: Step, start: int, stop: int, eligible: Tensor, editable: Tensor | None = None) -> Tensor:
+        """One step: a forward of canvas positions start..stop, of which `eligible` [B, E] of the first E compete and
+        `editable` ones may be rewritten. Returns what was written [B, E] bool."""
+        wanted = eligible if editable is None else eligible | editable
+        first = int(wanted.any(0).int().argmax())  # only what may change needs logits
+        rows = slice(first, wanted.shape[1])
         logits = self.forward(step, start, stop, rows)
         awake = int((~self.canvas.ended).sum())
         members = Members(self.rows, awake, len(self.whole.ids))
-        choice = self.rule.choose(Contest(step, logits, eligible[:, rows], rows, stop - start, members))
+        contest = Contest(step, logits, eligible[:, rows], rows, stop - start, members)
+        if editable is not None:
+            ids = self.canvas.ids[:, start:stop][:, rows]
+            contest = replace(contest, ids=ids, editable=editable[:, rows])
+        choice = self.rule.choose(contest)
         self.canvas.commit(choice.picked, choice.tokens, start + first, step)
         if self.observers:
             self.report(step, choice.confidence, start)
+        return F.pad(choice.picked, (first, 0))
 
     def forward(self, step: Step, start: int, stop: int, rows: slice) -> Tensor:
         """Logits [B, rows, V] for the tokens at `rows` of canvas positions start..stop, after guidance."""
@@ -101,7 +114,7 @@ class Steps:
             attention_mask=mask,
             positions=None if positions is None else positions[:, start:stop],
             cache=self.cache,
-            context=StepContext(step, classes, start, guided),
+            context=StepContext(step, classes, start, guided, self.block),
         )
         self.forwards += 1
         if guided:

@@ -149,7 +149,8 @@ class _Watch:
         """One step of transformers' loop, and what it decided."""
         resting = arguments["finished_denoising"] | self.ended
         step, classes = self.step, self.classes[:, self.window].clone()
-        with self.network.running(StepContext(step, classes, self.window.start)):
+        window = self.window.start, self.window.stop
+        with self.network.running(StepContext(step, classes, self.window.start, block=window)):
             result = run(**arguments)
         _, draft, _, finished = result
         last = finished | (self.index_in_block + 1 == self.config.steps_per_block)

@@ -193,7 +193,13 @@ class Sparsifier(GraphableObserver):
         if self._causal or start == 0 or site not in self._stored:
             self._stored[site] = keep.clone()
         else:
+            self._stored[site] = widened(self._stored[site], start + keep.shape[1])
             self._stored[site][:, start : start + keep.shape[1]] = keep
+
+
+def widened(kept: Tensor, length: int) -> Tensor:
+    """What is kept of the positions fed so far [B, L, n], with zeros up to `length`: blocks may come one by one."""
+    return torch.nn.functional.pad(kept, (0, 0, 0, length - kept.shape[1])) if length > kept.shape[1] else kept
 
 
 def _zeroed(values: Tensor, keep: Tensor) -> Tensor:

@@ -264,7 +264,7 @@ def test_nan_logits_are_named(remasking: Any) -> None:
 )
 def test_options_that_mean_nothing_together_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        ds.SamplerConfig(**options)
+        ds.SamplerConfig(gen_length=32, **options).fitted(tiny_lm().config)
 
 
 def test_without_a_cache_the_canvas_is_one_block() -> None:
