@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_sparse.models.language_model import LanguageModel, token_classes
+from dllm_sparse.samplers.uniform_likelihood import canvases, check_guidance, denoised, noised
 from dllm_sparse.types import Step, StepContext, UsageError
 
 
@@ -24,6 +25,7 @@ def log_likelihood(
 
     Diffusion: LLaDA's stratified Monte-Carlo bound, mc_num // batch_size forwards of batch_size rows, random numbers in
     the official order (arXiv 2502.09992, eq. 6 and alg. 3). A target of one token is exact, whatever the seed.
+    Uniform noise: the same with random tokens in the place of masks (`uniform_likelihood`), no exact case.
     Autoregressive: exact, one forward; mc_num, batch_size, cfg_scale and seed are not used.
     Raises UsageError when mc_num is not a multiple of batch_size or the text does not fit the context.
     """
@@ -42,6 +44,11 @@ def log_likelihood(
         )
     generator = torch.Generator().manual_seed(seed)
     batches = mc_num // batch_size
+    if lm.noise == "uniform":
+        check_guidance(lm, cfg_scale)
+        texts = canvases(lm, prompt.tolist(), target.tolist())
+        parts = [(_row(before, lm), _row(written, lm)) for before, written in texts]
+        return -sum(_noise_loss(lm, *part, batch_size, generator) for part in parts for _ in range(batches)) / batches
     losses = [_batch_loss(lm, prompt, target, batch_size, cfg_scale, generator) for _ in range(batches)]
     return -sum(losses) / batches
 
@@ -72,9 +79,23 @@ def _batch_loss(
     if cfg_scale > 0:
         conditional, free = logits.chunk(2)
         logits = free + (cfg_scale + 1) * (conditional - free)
-    loss = F.cross_entropy(logits.transpose(1, 2), target[None].expand(rows, -1), reduction="none")
-    weight = len(target) / masked.sum(-1, keepdim=True)
-    return float((loss * masked * weight).sum() / rows)
+    return _weighted(logits, target, masked)
+
+
+def _noise_loss(lm: LanguageModel, prompt: Tensor, target: Tensor, rows: int, generator: torch.Generator) -> float:
+    """Mean over the rows of sum CE(unwritten) * L / (number unwritten)."""
+    unwritten = stratified_masks(len(target), rows, generator)
+    canvas = noised(target.cpu(), unwritten, lm.config.vocab_size, generator).to(lm.device)
+    unwritten = unwritten.to(lm.device)
+    logits = denoised(lm, prompt, canvas, unwritten)
+    return _weighted(logits, target, unwritten)
+
+
+def _weighted(logits: Tensor, target: Tensor, hidden: Tensor) -> float:
+    """Mean over rows [R, L, V] of the cross-entropies at the hidden positions [R, L], times L / (their number)."""
+    loss = F.cross_entropy(logits.transpose(1, 2), target[None].expand(len(logits), -1), reduction="none")
+    weight = len(target) / hidden.sum(-1, keepdim=True)
+    return float((loss * hidden * weight).sum() / len(logits))
 
 
 def _autoregressive(lm: LanguageModel, prompt: Tensor, target: Tensor) -> float:
