@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dllm_sparse.models.language_model import LanguageModel, token_classes
 from dllm_sparse.samplers.likelihood import stratified_masks
+from dllm_sparse.samplers.uniform_likelihood import noised
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
 from dllm_sparse.sparsity.sparsifier import sparsify
@@ -111,10 +112,14 @@ def held_out(lm: LanguageModel, windows: Tensor, seed: int = 0) -> HeldOut:
         weights = torch.full(windows.shape, 1 / (windows.shape[1] - 1), dtype=torch.float32)
         weights[:, -1] = 0
         return HeldOut(windows, targets, weights)
-    assert lm.mask_token_id is not None
-    masked = _noise(windows, lm.config.block_length, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    masked = _noise(windows, lm.config.block_length, generator)
+    if lm.mask_token_id is None:  # random tokens in their place; the window is one canvas behind BOS
+        ids = noised(windows, masked, lm.config.vocab_size, generator)
+    else:
+        ids = windows.masked_fill(masked, lm.mask_token_id)
     # Nats of all L tokens are estimated by L / k times those of the k masked ones.
-    return HeldOut(windows.masked_fill(masked, lm.mask_token_id), windows, masked / masked.sum(-1, keepdim=True))
+    return HeldOut(ids, windows, masked / masked.sum(-1, keepdim=True))
 
 
 def _noise(windows: Tensor, block_length: int | None, generator: torch.Generator) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dllm_sparse.models.language_model import LanguageModel, rotary_positions
 from dllm_sparse.models.transformer import KVCache
+from dllm_sparse.samplers.uniform_likelihood import denoised
 from dllm_sparse.types import Step, StepContext, TokenClass
 
 
@@ -108,7 +109,12 @@ def score(lm: LanguageModel, batch: Batch, cfg_scale: float = 0.0) -> tuple[Tens
 
     No reduction depends on the order of atomic additions: equal inputs give equal bits. Stays on the model's device.
     """
-    if batch.prefixes is not None:
+    if lm.noise == "uniform":
+        assert batch.prefixes is not None
+        unwritten = torch.zeros(batch.ids.numel(), dtype=torch.bool, device=lm.device)
+        unwritten[batch.index] = True
+        logits = denoised(lm, batch.prefixes.ids[0], batch.ids, unwritten.view(batch.ids.shape), batch.index)
+    elif batch.prefixes is not None:
         logits = _continued(lm, batch, batch.prefixes)
     elif cfg_scale > 0:
         logits = _guided(lm, batch, cfg_scale)

@@ -32,10 +32,15 @@ def masks_and_weights(pair: Pair, options: ScoringOptions) -> tuple[Tensor, Tens
     generator = torch.Generator().manual_seed(pair.seed(options.seed))
     if options.estimator == "distinct":
         return distinct_masks(length, options.mc_num, generator)
+    masks, copies = merged(drawn_masks(length, options, generator)[0])
+    return masks, copies * (length / masks.sum(-1) / options.mc_num)
+
+
+def drawn_masks(length: int, options: ScoringOptions, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The official masks [mc_num, L] as drawn, repeats and all, and the weight [mc_num] of each."""
     groups = options.mc_num // options.group
     masks = torch.cat([stratified_masks(length, options.group, generator) for _ in range(groups)])
-    masks, copies = merged(masks)
-    return masks, copies * (length / masks.sum(-1) / options.mc_num)
+    return masks, length / masks.sum(-1) / options.mc_num
 
 
 def distinct_masks(length: int, copies: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

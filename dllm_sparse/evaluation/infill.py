@@ -22,7 +22,7 @@ def infill_hits(
     """
     mask_id = lm.mask_token_id
     if mask_id is None or lm.tokenizer is None:
-        raise UsageError(f"{lm.name} is autoregressive: a gap with text behind it is defined for diffusion models only")
+        raise UsageError(f"{lm.name} has no mask token: gaps inside a text are for masked diffusion models only")
     hits = []
     for start in range(0, len(items), batch_size):
         rows, gaps, targets = [], [], []

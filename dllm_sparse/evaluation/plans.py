@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.evaluation.batches import Batch, Rows, pack
-from dllm_sparse.evaluation.copies import masks_and_weights
+from dllm_sparse.evaluation.copies import drawn_masks, masks_and_weights
 from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.requests import Pair, blocks_of
 from dllm_sparse.models.language_model import LanguageModel
+from dllm_sparse.samplers.uniform_likelihood import canvases, check_guidance, noised
+from dllm_sparse.types import UsageError
 
 # One forward's tokens: large enough to fill a GPU, small enough for a CPU's cache; and at most so many logits.
 _CUDA_TOKENS, _CPU_TOKENS = 1 << 17, 1 << 12
@@ -45,6 +47,9 @@ def plan(lm: LanguageModel, pairs: Sequence[Pair], options: ScoringOptions, *, s
     if lm.kind == "autoregressive":
         alone, shared = _causal_rows(pairs, share_prompts=share_prompts)
         return _packed(alone, budget) + list(_shared_batches(shared, budget))
+    if lm.noise == "uniform":
+        check_guidance(lm, options.cfg_scale)
+        return [batch for owner, pair in _filled(pairs) for batch in _noise_batches(lm, owner, pair, options, budget)]
     assert lm.mask_token_id is not None
     block, guided = lm.config.block_length, options.cfg_scale > 0
     if block is not None and share_prompts and not guided:
@@ -124,6 +129,21 @@ def _masked_rows(owner: int, pair: Pair, masks: Tensor, weights: Tensor, mask_id
     whole = torch.tensor((*pair.prompt, *pair.target))
     scored = torch.nn.functional.pad(masks, (len(pair.prompt), 0))
     return Rows(owner, whole.masked_fill(scored, mask_id), whole, scored, weights, prompt=len(pair.prompt))
+
+
+def _noise_batches(lm: LanguageModel, owner: int, pair: Pair, options: ScoringOptions, budget: int) -> Iterator[Batch]:
+    """The copies of one request, canvas by canvas, each behind what was written before it."""
+    if options.estimator != "monte_carlo":
+        raise UsageError(f"estimator is {options.estimator!r}; copies with random tokens take monte_carlo only")
+    generator = torch.Generator().manual_seed(pair.seed(options.seed))
+    for before, written in canvases(lm, pair.prompt, pair.target):
+        target = torch.tensor(written)
+        masks, weights = drawn_masks(len(target), options, generator)
+        copies = noised(target, masks, lm.config.vocab_size, generator)
+        rows = Rows(owner, copies, target, masks, weights, prefix=0)
+        room = max(budget // (len(before) + len(target)), 1)
+        for start in range(0, len(copies), room):
+            yield pack([rows[start : start + room]], [tuple(before)])
 
 
 def _causal_row(owner: int, pair: Pair, behind: int = 0) -> Rows:

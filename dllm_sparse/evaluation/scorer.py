@@ -80,7 +80,9 @@ class Scorer:
                 found = self._pairs(request)
                 where.append([pairs.setdefault(pair, len(pairs)) for pair in found])
         prepared = Prepared([request.kind for request in requests], where, list(pairs), list(texts), [])
-        if self.lm.kind == "diffusion":
+        if self.lm.noise == "uniform" and any(pair.greedy for pair in pairs):
+            raise UsageError(f"the task asks what greedy decoding gives; {self.lm.name} decodes by drawing at random")
+        if self.lm.noise == "mask":
             prepared.greedy = [index for index, pair in enumerate(pairs) if pair.greedy and len(pair.target) > 1]
         wanted = [prepared.pairs[index] for index in prepared.greedy]
         first, first_rows = greedy_jobs(self.lm, wanted, self.options)
@@ -130,7 +132,8 @@ class Scorer:
             greedy[index] = match_greedy(ids, prepared.pairs[index].target)
         if self.lm.kind == "diffusion":
             # What the rows of a Monte-Carlo estimate found likely says nothing about greedy decoding.
-            decided = {*prepared.greedy, *(i for i, pair in enumerate(prepared.pairs) if len(pair.target) == 1)}
+            exact = 1 if self.lm.noise == "mask" else 0  # longest target whose copies are all alike
+            decided = {*prepared.greedy, *(i for i, pair in enumerate(prepared.pairs) if len(pair.target) <= exact)}
             greedy[:] = [value and index in decided for index, value in enumerate(greedy)]
 
     def _texts(self, prepared: Prepared, generated: list[list[int]]) -> list[str]:

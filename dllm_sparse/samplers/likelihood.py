@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dllm_sparse.models.language_model import LanguageModel, token_classes
 from dllm_sparse.samplers.schedule import block_spans
+from dllm_sparse.samplers.uniform_likelihood import canvases, check_guidance, denoised, noised
 from dllm_sparse.types import Step, StepContext, UsageError
 
 
@@ -27,6 +28,7 @@ def log_likelihood(
     the official order (arXiv 2502.09992, eq. 6 and alg. 3). A target of one token is exact, whatever the seed.
     A block-causal model's is a chain: each block's part of the target is estimated like that behind all tokens before
     it, which are known, as in training (block diffusion, arXiv 2503.09573); the last block ends with the target.
+    Uniform noise: the same with random tokens in the place of masks (`uniform_likelihood`), no exact case.
     Autoregressive: exact, one forward; mc_num, batch_size, cfg_scale and seed are not used.
     Raises UsageError when mc_num is not a multiple of batch_size or the text does not fit the context.
     """
@@ -45,6 +47,11 @@ def log_likelihood(
         )
     generator = torch.Generator().manual_seed(seed)
     batches = mc_num // batch_size
+    if lm.noise == "uniform":
+        check_guidance(lm, cfg_scale)
+        texts = canvases(lm, prompt.tolist(), target.tolist())
+        parts = [(_row(before, lm), _row(written, lm)) for before, written in texts]
+        return -sum(_noise_loss(lm, *part, batch_size, generator) for part in parts for _ in range(batches)) / batches
     whole, known = torch.cat((prompt, target)), len(prompt)
     block = lm.config.block_length
     spans = [(known, len(whole))] if block is None else block_spans(known, len(whole), block)
@@ -86,9 +93,23 @@ def _batch_loss(
     if cfg_scale > 0:
         conditional, free = logits.chunk(2)
         logits = free + (cfg_scale + 1) * (conditional - free)
-    loss = F.cross_entropy(logits.transpose(1, 2), target[None].expand(rows, -1), reduction="none")
-    weight = len(target) / masked.sum(-1, keepdim=True)
-    return float((loss * masked * weight).sum() / rows)
+    return _weighted(logits, target, masked)
+
+
+def _noise_loss(lm: LanguageModel, prompt: Tensor, target: Tensor, rows: int, generator: torch.Generator) -> float:
+    """Mean over the rows of sum CE(unwritten) * L / (number unwritten)."""
+    unwritten = stratified_masks(len(target), rows, generator)
+    canvas = noised(target.cpu(), unwritten, lm.config.vocab_size, generator).to(lm.device)
+    unwritten = unwritten.to(lm.device)
+    logits = denoised(lm, prompt, canvas, unwritten)
+    return _weighted(logits, target, unwritten)
+
+
+def _weighted(logits: Tensor, target: Tensor, hidden: Tensor) -> float:
+    """Mean over rows [R, L, V] of the cross-entropies at the hidden positions [R, L], times L / (their number)."""
+    loss = F.cross_entropy(logits.transpose(1, 2), target[None].expand(len(logits), -1), reduction="none")
+    weight = len(target) / hidden.sum(-1, keepdim=True)
+    return float((loss * hidden * weight).sum() / len(logits))
 
 
 def _autoregressive(lm: LanguageModel, prompt: Tensor, target: Tensor) -> float:

@@ -114,7 +114,7 @@ class Steps:
             attention_mask=mask,
             positions=None if positions is None else positions[:, start:stop],
             cache=self.cache,
-            context=StepContext(step, classes, start, guided, self.block),
+            context=StepContext(step, classes, start, guided, block=self.block),
         )
         self.forwards += 1
         if guided:
