@@ -153,7 +153,9 @@ def _unreadable(file: Path, error: Exception) -> CheckpointError:
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
-    files = _indexed_files(index) if index.exists() else sorted(folder.glob("*.safetensors"))
+    # Hidden files are halves that a killed writer left behind.
+    here = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
+    files = _indexed_files(index) if index.exists() else here
     if not files:
         pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
         if pickles:

@@ -61,7 +61,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
     try:
         weights = load_file(path / "model.safetensors")
         moments = load_file(path / "optimiser.safetensors")
-        facts: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        facts = _facts(path / "state.json")
         fused = any(group.get("fused") for group in optimiser.param_groups)
         for name, parameter in model.named_parameters():
             parameter.data.copy_(weights[name])
@@ -70,9 +70,16 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
             optimiser.state[parameter] = {
                 key: moments[f"{name}.{key}"].to(home) for key, home in zip(_MOMENTS, homes, strict=True)
             }
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"cannot resume from {path}: {error}; remove that folder to start again") from error
     return facts
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(facts, dict) or not isinstance(facts["step"], int):
+        raise ValueError(f"{path.name} does not say which step it is of")
+    return {**facts, "seconds": float(facts["seconds"])}
 
 
 def _sync(path: Path) -> None:

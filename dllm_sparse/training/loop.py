@@ -87,6 +87,7 @@ class Trainer:
 
         self.recipe, self.kind, self.prepared, self.folder = recipe, kind, prepared, folder
         self.snapshots = frozenset(snapshots)
+        self.unlogged: list[Tensor] = []  # losses of the steps since the last log entry
         gpu = torch.cuda.is_available() and not cpu
         self.accelerator = Accelerator(cpu=not gpu, mixed_precision="bf16" if gpu else "no")
         rows = min(mix.rows for mix in recipe.mix)
@@ -111,7 +112,7 @@ class Trainer:
         """Continues from the newest checkpoint of this very recipe and objective, if there is one."""
         facts: dict[str, Any] = {"recipe": self.recipe.digest(), "kind": self.kind}
         found = latest_checkpoint(self.folder / "checkpoints")
-        state = {"step": 0, "seconds": 0.0, **facts}
+        state = {"step": 0, "seconds": 0.0, "unlogged": [], **facts}
         if found:
             state = load_checkpoint(found, self.transformer, optimiser)
         for key, value in facts.items():
@@ -121,27 +122,29 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
             rewind_log(self.folder / "log.jsonl", int(state["step"]))
             write_json(self.folder / "recipe.json", {"kind": self.kind, **self.recipe.to_dict()})
+        device = self.accelerator.device
+        self.unlogged = [torch.tensor(losses, device=device) for losses in state.get("unlogged", [])]
         return int(state["step"]), float(state["seconds"])
 
     def run(self, report: Callable[[Progress], None] = lambda _: None) -> None:
         """Trains to the recipe's last step; an interruption leaves the last checkpoint to continue from."""
         recipe, started = self.recipe, time.monotonic()
-        mark, marked, losses = started, self.step, []
+        mark, marked = started, self.step
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self._draw, self.step)
             while self.step < recipe.steps:
                 examples = ahead.result()
                 if self.step + 1 < recipe.steps:
                     ahead = pool.submit(self._draw, self.step + 1)
-                losses.append(self._train_step(examples))
+                self.unlogged.append(self._train_step(examples))
                 self.step += 1
                 last = self.step == recipe.steps
                 if last or self.step % LOG_EVERY == 0 or self.step % recipe.evaluate_every == 0:
-                    mean = torch.stack(losses).mean(0).tolist()
+                    mean = torch.stack(self.unlogged).mean(0).tolist()
                     now = time.monotonic()
                     speed = (self.step - marked) * recipe.tokens_per_step / max(now - mark, 1e-9)
                     self._log(mean, speed, self.seconds + now - started, last, report)
-                    mark, marked, losses = time.monotonic(), self.step, []
+                    mark, marked, self.unlogged = time.monotonic(), self.step, []
                 if self.step in self.snapshots:
                     self._snapshot()
                 if last or self.step % recipe.checkpoint_every == 0:
@@ -242,8 +245,10 @@ class Trainer:
             )
 
     def _save(self, seconds: float) -> None:
+        # The next log entry averages over these steps, too: a resumed run must log what an uninterrupted one would.
+        unlogged = self.accelerator.gather(torch.stack(self.unlogged)[None]).mean(0).tolist() if self.unlogged else []
         if self.accelerator.is_main_process:
-            facts = {"recipe": self.recipe.digest(), "kind": self.kind, "seconds": seconds}
+            facts = {"recipe": self.recipe.digest(), "kind": self.kind, "seconds": seconds, "unlogged": unlogged}
             save_checkpoint(self.folder / "checkpoints", self.step, self.transformer, self.optimiser.optimizer, facts)
         self.accelerator.wait_for_everyone()
 

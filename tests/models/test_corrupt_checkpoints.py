@@ -187,6 +187,13 @@ def test_links_stay_in_the_folder_or_lead_to_the_hub_caches_blobs(own: Path, tmp
     refused(own, "model-00002-of-00002.safetensors")
 
 
+def test_what_a_killed_writer_left_behind_is_no_shard(own: Path) -> None:
+    (own / ".model.safetensors.x.safetensors").write_bytes(b"half")
+    weights = weights_after(own)
+    assert weights is not None
+    assert same(weights, "llada-tiny")
+
+
 def test_a_tokenizer_that_cannot_encode_is_named(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(BUNDLED_FOLDER / "tiny-diffusion", tmp_path / "twin"))
     described = json.loads((folder / "tokenizer_config.json").read_text())

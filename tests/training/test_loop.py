@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,27 @@ def test_resuming_is_bit_exact(run: Trainer, recipe: Recipe, prepared: Prepared,
     names = ("step", "loss", "losses", "held_out_loss")
     both = ([[entry[name] for name in names] for entry in read_log(t.folder / "log.jsonl")] for t in (run, second))
     assert next(both) == next(both)
+
+
+def test_a_log_entry_averages_over_the_steps_before_a_resume(
+    recipe_file: Path, prepared: Prepared, tmp_path: Path
+) -> None:
+    """Checkpoints between two entries of the log: the losses of the steps before them are not forgotten."""
+    between = replace(load_recipe(recipe_file, steps=12), checkpoint_every=5, evaluate_every=12)
+    whole = Trainer(between, "diffusion", prepared, tmp_path / "whole", cpu=True)
+    whole.run()
+    stopped = Trainer(between, "diffusion", prepared, tmp_path / "stopped", cpu=True)
+
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(stop)
+    resumed = Trainer(between, "diffusion", prepared, tmp_path / "stopped", cpu=True)
+    assert resumed.step == 10
+    resumed.run()
+    logs = [read_log(trainer.folder / "log.jsonl") for trainer in (whole, resumed)]
+    assert [[entry["losses"] for entry in log] for log in logs] == 2 * [[entry["losses"] for entry in logs[0]]]
 
 
 def test_the_trained_model_loads(run: Trainer) -> None:
