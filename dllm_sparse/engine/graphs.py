@@ -46,7 +46,10 @@ class Replayed:
         if self._settle is not None:
             self._settle()
         graph = torch.cuda.CUDAGraph()
-        with _without_collection(), torch.cuda.graph(graph, pool=self._pool, stream=stream):
+        with (
+            _without_collection(),
+            torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+        ):
             self._body()
         self._graph = graph
 
