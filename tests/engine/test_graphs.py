@@ -193,7 +193,7 @@ def test_thousands_of_steps_neither_grow_recapture_nor_wait(p: float | None) -> 
         with torch.inference_mode():
             for step in range(2000):
                 begin = 4 + 32 * (step // 32 % 2)
-                graphs.run(begin, begin + 32, begin, 1)
+                graphs.run(begin, begin + 32, begin, 32, 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
