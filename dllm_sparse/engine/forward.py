@@ -39,8 +39,8 @@ class Window:
 class FFNRunner(Protocol):
     """Replaces the norm and FFN of every layer in forwards that may be captured."""
 
-    def reset(self) -> None:
-        """A generation begins: forgets what was counted."""
+    def reset(self) -> list[int]:
+        """A generation begins: forgets what was counted; returns the row counts M whose capture is out of date."""
 
     def begin(self, classes: Tensor) -> None:
         """A forward of tokens with these classes [B, T] begins."""

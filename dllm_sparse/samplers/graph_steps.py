@@ -125,11 +125,15 @@ class _Graphs:
         self.commit_step.fill_(-1)
         self.broken.zero_()
         self.index.zero_()
-        if self.ffn is not None:
-            self.ffn.reset()
+        for rows in self.ffn.reset() if self.ffn is not None else ():
+            self.forget(rows)
         self.prompt_length.fill_(canvas.prompt_length)
         if canvas.attention_mask is not None:
             self.begin.copy_((canvas.attention_mask == 0).sum(-1))
+
+    def forget(self, rows: int) -> None:
+        """Steps of B * T = `rows` tokens must be captured anew."""
+        raise NotImplementedError  # each loop has its own
 
     def run_forward(self, ids: Tensor, window: Window, rows: Tensor, classes: Callable[[], Tensor]) -> Tensor:
         """Logits [R, V] of flat rows [R] of ids [B, T], whose token classes an FFN that counts wants to know."""
@@ -209,6 +213,12 @@ class DiffusionGraphs(_Graphs):
             self.quota.fill_(quota)
             self._quota = quota
         shape.step.run()
+
+    def forget(self, rows: int) -> None:
+        """Steps of B * T = `rows` tokens must be captured anew."""
+        for (tokens, _), shape in self._shapes.items():
+            if tokens * self.ids.shape[0] == rows:
+                shape.step.forget()
 
     def unfinished(self) -> bool:
         """Whether the block of the last step still holds masks: waits for that step."""
@@ -300,6 +310,11 @@ class AutoregressiveGraphs(_Graphs):
     def run(self) -> None:
         """The next token of every row; neither waits nor reads."""
         self._step.run()
+
+    def forget(self, rows: int) -> None:
+        """Steps of `rows` tokens, one a row, must be captured anew."""
+        if rows == self.ids.shape[0]:
+            self._step.forget()
 
     def all_finished(self) -> bool:
         """Whether every row has ended: waits for the last step."""
