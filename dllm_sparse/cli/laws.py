@@ -107,7 +107,8 @@ def _answer(output: Output, report: LawsReport, at: float, published: bool) -> N
 def _cells(row: dict[str, Any]) -> list[str]:
     if row["best"] is None:
         return [row["run"], str(row["points"]), "-", *["-"] * 6, row["problem"]]
-    interval = "-" if row["limit_low"] is None else f"[{row['limit_low']:.4f}, {row['limit_high']:.4f}]"
+    ends = [None if row[end] is None else f"{row[end]:.4f}" for end in ("limit_low", "limit_high")]
+    interval = f"[{ends[0] or 'open'}, {ends[1] or 'open'}]" if any(ends) else "-"
     trend = "-" if row["trend_p_value"] is None else f"{row['trend_p_value']:.3f}"
     return [
         row["run"],
@@ -126,7 +127,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _beware(row: dict[str, Any]) -> list[tuple[str, bool]]:
     return [
         ("refused by the lack-of-fit test", bool(row["rejected"])),
-        ("limit not determined", not row["determined"]),
+        (f"limit not determined: {row['open']}", not row["determined"]),
     ]
 
 

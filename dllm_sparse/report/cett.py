@@ -19,7 +19,7 @@ from dllm_sparse.evaluation.fingerprints import git_revision, model_fingerprint,
 from dllm_sparse.evaluation.texts import bundled_texts
 from dllm_sparse.files import write_json, write_text
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.report.law_files import COLOURS
+from dllm_sparse.report.law_pictures import COLOURS
 from dllm_sparse.report.pictures_page import Part, pictures_page, shown
 from dllm_sparse.report.plots import figure_grid, save_figure
 from dllm_sparse.report.sweep_files import write_csv

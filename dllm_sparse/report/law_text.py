@@ -6,24 +6,21 @@ from typing import Any
 
 from dllm_sparse.analysis.critical import finite
 
-_WORST_ERROR = 0.1
-"""A limit less certain than this (or outside [0, 1]) is not determined by its run: more training is needed."""
-
 
 def law_row(run: dict[str, Any]) -> dict[str, Any]:
-    """The kept form of a run in one line."""
+    """The kept form of a run in one line; `limit_low` and `limit_high` are the ends of the limit's 95 % profile."""
     best = run["forms"].get(run["best"]) if run["best"] else None
     row = {key: run[key] for key in ("run", "kind", "activation", "parameters", "width_depth", "points", "best")}
     limit = None if best is None else best["parameters"]["A0"]
     error = None if best is None else finite(best["standard_errors"]["A0"])
-    interval = (None, None) if best is None or best["bootstrap"] is None else best["bootstrap"]["A0"]
+    interval = (None, None) if best is None or best["limit_interval"] is None else best["limit_interval"]
     row |= {"limit": limit, "limit_error": error, "limit_low": interval[0], "limit_high": interval[1]}
     for name in ("alpha", "b", "c"):
         row[name] = None if best is None else best["parameters"].get(name)
     for name in ("rms_residual", "akaike_weight", "runs_p_value", "trend_p_value", "rejected"):
         row[name] = None if best is None else best[name]
-    known = limit is not None and error is not None and 0 <= limit <= 1 and error < _WORST_ERROR
-    return {**row, "determined": known, "problem": run["problem"]}
+    reasons = None if best is None else "; ".join(best["open"])
+    return {**row, "determined": reasons == "", "open": reasons, "problem": run["problem"]}
 
 
 def sentences(value: dict[str, Any]) -> list[str]:
@@ -34,19 +31,7 @@ def sentences(value: dict[str, Any]) -> list[str]:
         if row["best"] is None:
             found.append(f"{row['run']}: not fitted ({row['problem']}).")
             continue
-        between = (
-            f" (bootstrap {row['limit_low']:.3f} to {row['limit_high']:.3f})" if row["limit_low"] is not None else ""
-        )
-        refused = "; its lack-of-fit test refuses it" if row["rejected"] else ""
-        if not row["determined"]:
-            found.append(
-                f"{row['run']}: the {row['best']} form fits best{refused}, but this run does not fix its limit."
-            )
-            continue
-        found.append(
-            f"{row['run']}: the {row['best']} form (Akaike weight {row['akaike_weight']:.2f}{refused}) has its limit "
-            f"at an activation ratio of {row['limit']:.3f}{between}."
-        )
+        found.append(_run_sentence(row))
     for test in value["scale"]:
         found.append(_scale_sentence(f"{test['kind']} {test['activation']}".strip() or "all runs", test))
     for fit in value["width_depth"]:
@@ -60,6 +45,17 @@ def sentences(value: dict[str, Any]) -> list[str]:
     if value["published"]:
         found += [_scale_sentence(f"published {form}", test) for form, test in value["published"]["scale"].items()]
     return found
+
+
+def _run_sentence(row: dict[str, Any]) -> str:
+    if row["rejected"]:
+        return f"{row['run']}: the {row['best']} form fits better, but the lack-of-fit test refuses it; no law."
+    if not row["determined"]:
+        return f"{row['run']}: the {row['best']} form fits better, but does not fix its limit: {row['open']}."
+    return (
+        f"{row['run']}: the {row['best']} form (Akaike weight {row['akaike_weight']:.2f}) has its limit at an "
+        f"activation ratio of {row['limit']:.3f} [{row['limit_low']:.3f}, {row['limit_high']:.3f}]."
+    )
 
 
 def _scale_sentence(name: str, test: dict[str, Any]) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from dllm_sparse.analysis.critical import finite
 from dllm_sparse.analysis.law_checks import FormChoice, choose_form, corrected_aic, fit_width_depth, scale_test
+from dllm_sparse.analysis.law_limits import limit_interval, open_questions
 from dllm_sparse.analysis.laws import (
     PUBLISHED,
     Array,
     Form,
+    LawFit,
     activation_law,
     bootstrap_band,
     bootstrap_fits,
@@ -27,11 +29,12 @@ from dllm_sparse.report.law_text import law_row
 from dllm_sparse.types import UsageError
 
 SCHEMA = "dllm-sparse/laws@1"
+T = TypeVar("T")
 FormChoiceName = Literal["auto", "relu", "silu"]
 PUBLISHED_PARAMETERS = {"0.1B": 1.08e8, "0.2B": 2.41e8, "0.4B": 4.52e8, "0.8B": 7.60e8, "1.2B": 1.18e9, "2.4B": 2.44e9}
 """Non-embedding parameters of the paper's models (app. G)."""
 _GRID = 80
-_SAME_SIZE = 0.25  # runs whose sizes differ less are one size in the width-depth fit
+_ALIKE = 0.25  # sizes, or ratios of width to depth, that differ less count as the same
 
 
 @dataclass(slots=True)
@@ -129,47 +132,61 @@ def _run(
     except UsageError as error:
         return {**found, "best": None, "problem": str(error), "forms": {}}
     chosen: Form = choice.best if form == "auto" else form
-    forms = {key: _form(choice, key, d, a, samples if key == chosen else 0, extrapolate, seed) for key in choice.fits}
+    forms = {key: _form(choice, key, d, a, extrapolate) for key in choice.fits}
+    forms[chosen] |= _intervals(choice.fits[chosen], forms[chosen]["curve"], d, a, samples, seed)
     return {**found, "best": chosen, "problem": None, "forms": forms}
 
 
-def _form(
-    choice: FormChoice, form: Form, d: Array, a: Array, samples: int, extrapolate: float, seed: int
-) -> dict[str, Any]:
-    """One form's fit with its intervals, tests and curve."""
+def _form(choice: FormChoice, form: Form, d: Array, a: Array, extrapolate: float) -> dict[str, Any]:
+    """One form's fit with its tests and curve."""
     fit = choice.fits[form]
     grid = np.geomspace(d.min(), d.max() * extrapolate, _GRID)
     low, high = fit.band(grid)
-    value = {
+    return {
         **fit.to_dict(),
         "aicc": finite(corrected_aic(fit)),
         "akaike_weight": choice.weights[form],
         "trend_p_value": finite(choice.trend_p_values[form]),
         "rejected": form in choice.rejected,
+        "curve": {
+            "tokens_billions": grid.tolist(),
+            "activation_ratio": fit.predict(grid).tolist(),
+            "low": [finite(x) for x in low],
+            "high": [finite(x) for x in high],
+        },
+        "limit_interval": None,
+        "open": [],
         "bootstrap": None,
-        "curve": {"tokens_billions": grid.tolist(), "activation_ratio": fit.predict(grid).tolist()},
     }
-    value["curve"] |= {"low": [finite(x) for x in low], "high": [finite(x) for x in high]}
+
+
+def _intervals(fit: LawFit, curve: dict[str, Any], d: Array, a: Array, samples: int, seed: int) -> dict[str, Any]:
+    """What the kept form says of its limit, and bootstrap intervals of its parameters and curve."""
+    interval = limit_interval(fit, d, a)
+    value: dict[str, Any] = {"limit_interval": list(interval), "open": open_questions(fit, interval, d, a)}
     if samples:
         drawn = bootstrap_fits(fit, d, a, samples, seed)
         ends = np.quantile(drawn, [0.025, 0.975], axis=0)
         value["bootstrap"] = {name: ends[:, place].tolist() for place, name in enumerate(fit.parameters)}
-        curve_low, curve_high = bootstrap_band(form, drawn, grid)
-        value["curve"] |= {"bootstrap_low": curve_low.tolist(), "bootstrap_high": curve_high.tolist()}
+        low, high = bootstrap_band(fit.form, drawn, curve["tokens_billions"])
+        value["curve"] = {**curve, "bootstrap_low": low.tolist(), "bootstrap_high": high.tolist()}
     return value
 
 
 def _scales(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The scale test for every kind and activation with at least two sizes whose limits are known."""
+    """The scale test for every kind, activation and shape with at least two sizes whose laws hold and fix the limit.
+
+    Shapes are compared with their like, as in the paper: width over depth moves the limit too.
+    """
+    known = [row for row in map(law_row, runs) if row["parameters"] and row["determined"] and not row["rejected"]]
     found = []
-    for kind, activation in sorted({(run["kind"], run["activation"]) for run in runs}):
-        here = [law_row(run) for run in runs if (run["kind"], run["activation"]) == (kind, activation)]
-        known = [row for row in here if row["parameters"] and row["determined"]]
-        if len({row["parameters"] for row in known}) < 2:
-            continue
-        sizes, limits, errors = ([row[key] for row in known] for key in ("parameters", "limit", "limit_error"))
-        test = scale_test(sizes, limits, errors)
-        found.append({"kind": kind, "activation": activation, **test.to_dict()})
+    for kind, activation in sorted({(row["kind"], row["activation"]) for row in known}):
+        here = [row for row in known if (row["kind"], row["activation"]) == (kind, activation)]
+        for group in _alike(here, lambda row: row["width_depth"] or 0.0):
+            if len({row["parameters"] for row in group}) < 2:
+                continue
+            sizes, limits, errors = ([row[key] for row in group] for key in ("parameters", "limit", "limit_error"))
+            found.append({"kind": kind, "activation": activation, **scale_test(sizes, limits, errors).to_dict()})
     return found
 
 
@@ -179,7 +196,7 @@ def _width_depths(points: Sequence[LawPoint]) -> list[dict[str, Any]]:
     found = []
     for kind, activation in sorted({(point.kind, point.activation) for point in last}):
         here = [point for point in last if (point.kind, point.activation) == (kind, activation)]
-        for group in _same_size(here):
+        for group in _alike(here, lambda point: point.parameters or 0.0):
             if len({point.width_depth for point in group}) < 4:
                 continue
             ratio = np.array([point.width_depth for point in group], dtype=np.float64)
@@ -191,15 +208,14 @@ def _width_depths(points: Sequence[LawPoint]) -> list[dict[str, Any]]:
     return found
 
 
-def _same_size(points: Sequence[LawPoint]) -> list[list[LawPoint]]:
-    """Runs sorted into groups whose parameter counts lie close together."""
-    groups: list[list[LawPoint]] = []
-    for point in sorted(points, key=lambda point: point.parameters or 0.0):
-        start = groups[-1][0].parameters if groups else None
-        if start and (point.parameters or 0.0) <= start * (1 + _SAME_SIZE):
-            groups[-1].append(point)
+def _alike(things: Sequence[T], size: Callable[[T], float]) -> list[list[T]]:
+    """Sorted into groups whose sizes lie within a quarter of the group's smallest."""
+    groups: list[list[T]] = []
+    for thing in sorted(things, key=size):
+        if groups and size(thing) <= size(groups[-1][0]) * (1 + _ALIKE):
+            groups[-1].append(thing)
         else:
-            groups.append([point])
+            groups.append([thing])
     return groups
 
 

@@ -26,20 +26,20 @@ def write_plots(folder: Path, report: DriftReport) -> list[Path]:
     return [save_figure(folder / f"{title}.png", picture) for title, picture in pictures.items()]
 
 
-def figure_grid(rows: int, columns: int) -> tuple[Figure, Any]:
-    """A figure without a window and its axes [rows][columns]."""
+def figure_grid(rows: int, columns: int, size: tuple[float, float] = (5.2, 3.4)) -> tuple[Figure, Any]:
+    """A figure without a window and its axes [rows][columns], each of `size` inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * columns, 3.4 * rows), layout="constrained")
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def save_figure(path: Path, figure: Figure) -> Path:
+def save_figure(path: Path, figure: Figure, dpi: int = 150) -> Path:
     """Writes the picture atomically and returns the path."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=dpi)
     return path
 
 
