@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from dllm_sparse.analysis.laws import PUBLISHED, Form, activation_law
 from dllm_sparse.report.law_points import LawPoint, read_points
+from dllm_sparse.report.law_text import sentences
 from dllm_sparse.report.laws import PUBLISHED_PARAMETERS, activation_laws
 from dllm_sparse.types import UsageError
 from tests.cli.conftest import Cli, cli  # noqa: F401 (fixture)
@@ -26,6 +28,13 @@ def synthetic(form: Form, sizes: Sequence[str], noise: float = 3e-4, seed: int =
         for d, a in zip(TOKENS.tolist(), curve.tolist(), strict=True):
             points.append(LawPoint(size, d, a, "autoregressive", form, PUBLISHED_PARAMETERS[size], 50.0))
     return points
+
+
+def logarithmic(name: str, size: float | None = None) -> list[LawPoint]:
+    """A run that grows by the logarithm: the silu form follows it and has no limit."""
+    ratios = 0.1 + 0.03 * np.log(TOKENS) + np.random.default_rng(0).normal(0, 2e-3, len(TOKENS))
+    pairs = zip(TOKENS.tolist(), ratios.tolist(), strict=True)
+    return [LawPoint(name, d, a, "autoregressive", "silu", size, 50.0) for d, a in pairs]
 
 
 @pytest.mark.parametrize("form", ["relu", "silu"])
@@ -63,6 +72,28 @@ def test_scale_and_shape_are_tested_where_the_runs_allow_it() -> None:
     assert scale[0]["per_decade"] == pytest.approx((0.383 - 0.409) / np.log10(7.60e8 / 1.08e8), abs=0.01)
 
 
+def test_only_laws_that_hold_enter_the_scale_test_and_shapes_are_compared_with_their_like() -> None:
+    small, large = synthetic("silu", ["0.1B"]), synthetic("silu", ["0.8B"])
+    wide = [replace(point, width_depth=400.0) for point in large]
+    assert activation_laws([*small, *wide], samples=0).value["scale"] == []
+    report = activation_laws([*small, *logarithmic("log", 7.6e8)], samples=0)
+    assert [row["determined"] for row in report.rows()] == [True, False]
+    assert report.value["scale"] == []
+    assert "does not fix its limit" in sentences(report.value)[1]
+
+
+def test_a_limit_open_at_one_end_is_printed_so(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    """A rising run whose limit is bounded from below alone."""
+    ratios = activation_law("silu", TOKENS, alpha=0.2, c=0.4, A0=0.8) + np.random.default_rng(1).normal(0, 0.02, 14)
+    table = tmp_path / "points.csv"
+    lines = [f"{d},{a}" for d, a in zip(TOKENS.tolist(), ratios.tolist(), strict=True)]
+    table.write_text("\n".join(["tokens_billions,activation_ratio", *lines]))
+    answer = cli("laws", table, "--samples", "0")
+    assert answer.code == 0, answer.stderr
+    assert ", open]" in answer.stdout
+    assert "limit not determined: the interval of its limit is open" in answer.stdout
+
+
 def test_a_run_that_cannot_be_fitted_is_reported_not_fatal() -> None:
     points = [*synthetic("silu", ["0.2B"]), LawPoint("short", 1.0, 0.3), LawPoint("short", 2.0, 0.3)]
     short, fitted = activation_laws(points, samples=0).rows()
@@ -88,7 +119,7 @@ def test_the_command_writes_and_names_its_files(cli: Cli, tmp_path: Path) -> Non
     assert answer.code == 0, answer.stderr
     assert "silu 1.2B" in answer.stdout
     assert "mine" in answer.stdout
-    for name in ("laws.json", "laws.csv", "points.csv", "laws.png", "laws.html"):
+    for name in ("laws.json", "laws.csv", "points.csv", "laws.png", "beside.png", "laws.html"):
         assert (tmp_path / "out" / name).stat().st_size > 0
         assert str(tmp_path / "out" / name) in answer.stdout
     page = (tmp_path / "out" / "laws.html").read_text()
