@@ -73,7 +73,7 @@ class HookedModule:
 
     def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
         """L2 norm [n] fp32 of the weight column each value of a site meets."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind has its own weights
 
 
 class HookedFFN(HookedModule):

@@ -94,7 +94,7 @@ class Rule:
 
     def choose(self, contest: Contest) -> Choice:
         """Decides one step; raises NonFiniteActivations where the logits are not finite."""
-        raise NotImplementedError
+        raise NotImplementedError  # each rule has its own
 
     def _pick(self, confidence: Tensor, quota: list[int]) -> Tensor:
         """Positions [B, T] by the rule for sure tokens, else the `quota` of each row."""
