@@ -23,35 +23,40 @@ _NOT_FINITE = "NaN or Inf among the values to be masked"
 _BLOCK = 1 << 15  # entries sorted and summed at once, so that they stay in a core's cache
 
 
-def top_p_mask(v: Tensor, p: float, ties: Ties = "keep") -> Tensor:
+def top_p_mask(v: Tensor, p: float, ties: Ties = "keep", *, check: bool = True) -> Tensor:
     """Smallest set with sum |v_kept| >= p * sum |v|, per row of the last axis: [..., n] -> [..., n] bool.
 
     Entries equal to the threshold are all kept, or with `ties="trim"` only as many as needed, lowest index first.
-    p=1 keeps every nonzero entry, p=0 the largest; an all-zero row keeps nothing.
+    p=1 keeps every nonzero entry, p=0 the largest; an all-zero row keeps nothing. With `check=False` and p below 1
+    nothing waits for the device: what is not finite is then kept, so that it goes on to where it is noticed.
 
     Raises UsageError for p outside [0, 1] and NonFiniteActivations for NaN or Inf. Source: arXiv 2509.00454, eq. (1).
     """
     check_fraction("p", p)
     if p < 1.0 and ties == "keep" and can_mask(v):
         keep, bad = mass_mask(v.detach(), p)
+        if not check:
+            return keep | (bad != 0)
         if bool(bad):
             raise NonFiniteActivations(_NOT_FINITE)
         return keep
     score = _scores(v)
     if p == 1.0 or not score.numel():
-        _finite_total(score)
+        _total(score)
         return score > 0
     rows = score.reshape(-1, score.shape[-1])
-    threshold = _mass_threshold(rows, p)
-    keep = rows >= threshold if ties == "keep" else _trimmed(rows, threshold, p * _finite_total(rows), round_up=True)
-    return keep.view(score.shape)
+    threshold = _mass_threshold(rows, p, check=check)
+    if ties == "keep":
+        return (rows < threshold).logical_not_().view(score.shape)  # not `>=`: a NaN is kept
+    total = _total(rows, check=check)
+    return (_trimmed(rows, threshold, p * total, round_up=True) | ~torch.isfinite(total)).view(score.shape)
 
 
 def top_k_mask(v: Tensor, fraction: float) -> Tensor:
     """The int(n * fraction) largest |v| of each row, ties at the last one kept; exact zeros are never kept."""
     check_fraction("top_k's p (the kept fraction)", fraction)
     score = _scores(v)
-    _finite_total(score)
+    _total(score)
     count = int(score.shape[-1] * fraction)
     if count == score.shape[-1]:
         return score > 0
@@ -65,7 +70,7 @@ def max_p_mask(v: Tensor, p: float) -> Tensor:
     """Entries with |v| >= p * max |v| of their row; p=0 keeps every nonzero entry."""
     check_fraction("p", p)
     score = _scores(v)
-    _finite_total(score)
+    _total(score)
     return (score >= p * score.amax(-1, keepdim=True)) & (score > 0)
 
 
@@ -78,28 +83,28 @@ def threshold_mask(v: Tensor, threshold: float) -> Tensor:
             raise NonFiniteActivations(_NOT_FINITE)
         return v != 0
     score = _scores(v)
-    _finite_total(score)
+    _total(score)
     return (score >= threshold) & (score > 0)
 
 
-def flattened_top_p_mask(v: Tensor, p: float) -> Tensor:
+def flattened_top_p_mask(v: Tensor, p: float, *, check: bool = True) -> Tensor:
     """The published LLaDA rule: ONE mask over the last two axes [..., T, n], kept mass at most p (never empty).
 
     Keeps the largest entries while their cumulated share stays <= p, at least one; ties lowest flat index first.
-    p=1 keeps everything, and so does an all-zero input at any p. Source: papers' LLaDA scripts (per sequence, not per
-    token), kept to reproduce published figures.
+    p=1 keeps everything, and so does an all-zero input at any p; `check` as in `top_p_mask`. Source: papers' LLaDA
+    scripts (per sequence, not per token), kept to reproduce published figures.
     """
     check_fraction("p", p)
     flat = _scores(v).flatten(-2)
     rows = flat.reshape(-1, flat.shape[-1])
-    total = _finite_total(rows)
+    total = _total(rows, check=check)
     if p == 1.0:
         return torch.ones_like(v, dtype=torch.bool)
-    threshold = _mass_threshold(rows, p)
+    threshold = _mass_threshold(rows, p, check=check)
     keep = _trimmed(rows, threshold, p * total, round_up=False)
     first = rows == rows.amax(-1, keepdim=True)
     first &= first.cumsum(-1) == 1
-    keep = torch.where(keep.any(-1, keepdim=True), keep, first) | (total == 0)
+    keep = torch.where(keep.any(-1, keepdim=True), keep, first) | (total == 0) | ~torch.isfinite(total)
     return keep.view(v.shape)
 
 
@@ -114,32 +119,36 @@ def _scores(v: Tensor) -> Tensor:
     return v.detach().abs().to(torch.float64 if v.dtype == torch.float64 else torch.float32)
 
 
-def _finite_total(score: Tensor) -> Tensor:
+def _total(score: Tensor, *, check: bool = True) -> Tensor:
     """Row sums [..., 1] in fp64. A NaN or Inf anywhere makes its row's sum non-finite, so this is also the check."""
     total = score.sum(-1, keepdim=True, dtype=torch.float64)
-    if not bool(torch.isfinite(total).all()):
+    if check and not bool(torch.isfinite(total).all()):
         if bool(torch.isfinite(score).all()):
             raise UsageError("float64 values whose sum overflows; scale them down")
         raise NonFiniteActivations(_NOT_FINITE)
     return total
 
 
-def _mass_threshold(score: Tensor, p: float) -> Tensor:
-    """Largest entry t of each row with sum(score[score >= t]) >= p * sum(score), [R, n] -> [R, 1]; Inf: a zero row."""
+def _mass_threshold(score: Tensor, p: float, *, check: bool) -> Tensor:
+    """Largest entry t of each row with sum(score[score >= t]) >= p * sum(score), [R, n] -> [R, 1].
+
+    Inf for a row of zeros; unchecked, NaN for one with a NaN.
+    """
     if can_select(score):
-        threshold = mass_threshold(score, p * _finite_total(score))
-        return threshold.masked_fill_(threshold == 0, torch.inf)
+        total = _total(score, check=check)
+        threshold = mass_threshold(score, p * total)
+        return threshold.masked_fill_(threshold == 0, torch.inf).masked_fill_(total.isnan(), torch.nan)
     rows = max(_BLOCK // score.shape[-1], 1) if score.is_cpu else len(score)
-    return torch.cat([_sorted_threshold(part, p) for part in torch.split(score, rows)])
+    return torch.cat([_sorted_threshold(part, p, check=check) for part in torch.split(score, rows)])
 
 
-def _sorted_threshold(score: Tensor, p: float) -> Tensor:
-    """The threshold by a descending sort and fp64 sums: [R, n] -> [R, 1]; Inf for zero rows."""
+def _sorted_threshold(score: Tensor, p: float, *, check: bool) -> Tensor:
+    """The threshold by a descending sort, in which NaN come first, and fp64 sums: [R, n] -> [R, 1]."""
     ordered = _descending(score)
     mass = ordered.cumsum(-1, dtype=torch.float64)
     total = mass[:, -1:]
-    if not bool(torch.isfinite(total).all()):
-        _finite_total(score)  # raises, and says why
+    if check and not bool(torch.isfinite(total).all()):
+        _total(score)  # raises, and says why
     place = (mass < p * total).sum(-1, keepdim=True).clamp_max_(score.shape[-1] - 1)
     threshold = ordered.gather(-1, place)
     return threshold.masked_fill_(threshold == 0, torch.inf)
