@@ -9,7 +9,7 @@ import torch
 from peers import import_from, share_weights
 
 import dllm_sparse as ds
-from dllm_sparse.models.families import LLADA_FIELDS
+from dllm_sparse.models.families.llada import LLADA_FIELDS
 
 _FACTS = {
     "block_type": "llama",

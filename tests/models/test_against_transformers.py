@@ -11,7 +11,8 @@ import transformers
 from torch import Tensor
 
 import dllm_sparse as ds
-from dllm_sparse.models.families import LLADA_KEYS, LLAMA_KEYS
+from dllm_sparse.models.families.llada import LLADA_KEYS
+from dllm_sparse.models.families.llama import LLAMA_KEYS
 from tests.helpers import GOLDEN, left_padded, random_ids
 from tests.models.random_hf import SHAPE
 
