@@ -98,8 +98,10 @@ class FixedForward:
 
     def mixed(self, ffn: MoEFeedForward, x: Tensor) -> Tensor:
         """A mixture of experts on rows [M, D] -> [M, D]."""
-        out = ffn.experts(x[None], ffn.router(x))[0]
-        return out if ffn.shared is None else self.residual(self.gated(ffn.shared, x), ffn.shared.down_proj, out)[0]
+        out: Tensor = ffn.experts(x[None], ffn.router(x))[0]
+        if ffn.shared is None:
+            return out
+        return linear(self.gated(ffn.shared, x), ffn.shared.down_proj, self.scratch, residual=out)
 
     def gated(self, ffn: FeedForward, x: Tensor) -> Tensor:
         """act(gate) * up of rows [M, D] -> [M, F]."""

@@ -175,8 +175,9 @@ def test_mixtures_that_make_no_sense_are_named(changes: dict[str, Any], words: s
         ds.load(str(write_checkpoint(tmp_path, {**config, **changes}, tensors)), device="cpu")
 
 
-def test_masks_inside_experts_take_the_plain_path() -> None:
-    lm = tiny_lm(moe=SOFTMAX)
+@pytest.mark.parametrize("moe", [SOFTMAX, SIGMOID])
+def test_masks_inside_experts_take_the_plain_path(moe: MoEConfig) -> None:
+    lm = tiny_lm(moe=moe)
     options = {"gen_length": 8, "block_length": 4, "cache": "dual"}
     eager, graph = (ds.SamplerConfig(**options, execution=kind) for kind in ("eager", "graph"))  # type: ignore[arg-type]
     dense = [ds.generate(lm, prompt_ids=[[5, 6, 7]], sampler=sampler).ids for sampler in (eager, graph)]
