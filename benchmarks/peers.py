@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 import dllm_sparse as ds
-from dllm_sparse.bench.engine import EngineWorkload, random_prompts
 from dllm_sparse.bench.machine import machine
 from dllm_sparse.bench.timing import Timing, time_calls
+from dllm_sparse.bench.workload import EngineWorkload, random_prompts
 from dllm_sparse.files import write_json
 from dllm_sparse.models.families import FAMILIES
 from dllm_sparse.models.loading import random_model

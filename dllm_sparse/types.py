@@ -100,7 +100,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step decided: ids and committed are [B, L] over the whole canvas, confidence is [B, L] or None."""
+    """What one step decided: ids and committed are [B, L] over the whole canvas, confidence is [B, L].
+
+    None instead: transformers' own loop does not tell, or the forward was for its keys and values alone.
+    """
 
     ids: Tensor
     committed: Tensor

@@ -77,8 +77,9 @@ class FidelityProbe(Observer):
 
     def on_step(self, step: Step, result: StepResult) -> None:
         """Runs the dense model and all variants, and compares what they would have decided."""
-        assert result.confidence is not None
-        competing = result.committed if self._causal else self._masked() & (result.confidence > -torch.inf)
+        competing = result.committed  # all there is to compare with where no confidence was computed
+        if result.confidence is not None and not self._causal:
+            competing = self._masked() & (result.confidence > -torch.inf)
         if bool(competing.any()):
             where = _span(competing)
             counted = competing[:, where]

@@ -45,13 +45,17 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Fed:
-    """One forward: `tokens` per row attend to `keys` positions; `head_rows` of them get logits; `batch` rows."""
+    """One forward: `tokens` per row attend to `keys` positions; `head_rows` of them get logits; `batch` rows.
+
+    With `block` the tokens fed are whole blocks of so many, each of which sees itself and what is before it (1: causal
+    attention). With 0 every token sees all keys.
+    """
 
     batch: int
     tokens: int
     keys: int
     head_rows: int
-    causal: bool = False
+    block: int = 0
 
 
 def expected_experts(moe: MoEConfig, tokens: int) -> float:
@@ -69,8 +73,8 @@ def forward_costs(
     tokens = fed.batch * fed.tokens
     attention_weights = config.width * (sum(config.qkv_widths) + config.heads * config.head_dim)
     cached = max(fed.keys - fed.tokens, 0)  # keys and values of this forward's own tokens are not read from memory
-    # A causal token sees, besides what is cached, half of the tokens fed with it.
-    seen = cached + (fed.tokens + 1) / 2 if fed.causal else fed.keys
+    # Besides what is cached, a token sees on average half of the blocks fed with it and half of its own.
+    seen = cached + (fed.tokens + fed.block) / 2 if fed.block else fed.keys
     products = 4 * tokens * seen * config.heads * config.head_dim
     stored = 2 * fed.batch * cached * config.kv_heads * config.head_dim * element_bytes
     head_weights = config.vocab_size * config.width
@@ -79,7 +83,7 @@ def forward_costs(
         "attention_linears": _linear(layers * attention_weights, tokens, element_bytes),
         "attention": Cost(layers * stored, layers * products),
         "ffn": _ffn_cost(config, tokens, element_bytes, active_experts),
-        "head": _linear(head_weights, fed.batch * fed.head_rows, element_bytes),
+        "head": _linear(head_weights if fed.head_rows else 0, fed.batch * fed.head_rows, element_bytes),
     }
 
 

@@ -61,8 +61,9 @@ def engine(
 
     Example: dllm-sparse bench engine --shape llada-8b --cache dual --prompt-length 512 --batch 1 --batch 8
     """
-    from dllm_sparse.bench.engine import EngineWorkload, bench_engine
+    from dllm_sparse.bench.engine import bench_engine
     from dllm_sparse.bench.machine import rates
+    from dllm_sparse.bench.workload import EngineWorkload
     from dllm_sparse.samplers.config import SamplerConfig
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -142,6 +143,12 @@ def _table(output: Output, row: dict[str, Any]) -> None:
             f"  {step['forward']:<10}{step['per_generation']:>6}{step['tokens']:>8.0f}{text_range(step['ms']):>28}"
             f"{step['floor_ms']:>10.2f}{step['share_of_floor']:>7.0%}  {step['bound']}"
         )
+    for step in row["steps"]:
+        if experts := step["active_experts"]:
+            output.answer(
+                f"  {step['forward']}: {experts['measured']:.1f} of {experts['of']} experts read per layer "
+                f"(random routing: {experts['random_routing']:.1f})"
+            )
     if row["components_ms_per_forward"]:
         parts = (f"{name} {value:.2f}" for name, value in row["components_ms_per_forward"].items())
         output.answer(f"  ms a forward by component: {', '.join(parts)}")
@@ -157,14 +164,16 @@ def _write(out: Path, value: dict[str, Any]) -> list[Path]:
     from dllm_sparse.report.roofline import write_roofline
 
     header = "model,dtype,execution,batch,prompt_length,forward,count,tokens,ms,ms_q20,ms_q80,floor_ms,share_of_floor"
-    lines = [header]
+    lines = [f"{header},active_experts,random_routing_experts"]
     for row in value["rows"]:
         for step in row["steps"]:
             ms = step["ms"]
             name = row["model"].replace(",", " ")
             facts = [name, row["dtype"], row["execution"], row["batch"], row["prompt_length"], step["forward"]]
             facts += [step["per_generation"], step["tokens"], ms["median"], ms["low"], ms["high"]]
-            lines.append(",".join(str(fact) for fact in [*facts, step["floor_ms"], step["share_of_floor"]]))
+            experts = step["active_experts"] or {"measured": "", "random_routing": ""}
+            facts += [step["floor_ms"], step["share_of_floor"], experts["measured"], experts["random_routing"]]
+            lines.append(",".join(str(fact) for fact in facts))
     files = [write_json(out / "engine.json", value), write_text(out / "engine.csv", "\n".join(lines) + "\n")]
     stepped = [row for row in value["rows"] if row["steps"]]
     picture = write_roofline(out / "roofline.png", stepped) if stepped else None

@@ -36,8 +36,9 @@ def sparse(
 
     Example: dllm-sparse bench sparse --shape llama-3.1-8b --prompt-length 512 --p 0.5 --p 0.8
     """
-    from dllm_sparse.bench.engine import EngineWorkload, bench_engine
+    from dllm_sparse.bench.engine import bench_engine
     from dllm_sparse.bench.machine import rates
+    from dllm_sparse.bench.workload import EngineWorkload
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.sparsity.config import SparsityConfig
 

@@ -20,7 +20,7 @@ from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.graph_steps import graphable
 from dllm_sparse.samplers.masked_diffusion import check_context
 from dllm_sparse.samplers.steps import Steps
-from dllm_sparse.types import Observers, Step
+from dllm_sparse.types import Observers, Step, StepResult
 
 
 @torch.inference_mode()
@@ -142,11 +142,11 @@ class _Loop(Steps):
         return Step(self.index, self.total, block, self.index - self.began)
 
     def _feed_only(self, block: int, window: slice) -> None:
-        """A step whose forward is for its keys and values alone; it commits nothing."""
+        """A step whose forward is for its keys and values alone; it decides nothing."""
         step, canvas = self._step(block), self.canvas
         self.forward(step, window.start, window.stop, slice(0))
         nothing = torch.zeros_like(canvas.ids[:, window])
         canvas.commit(nothing.bool(), nothing, window.start, step)
         self.index += 1
-        if self.observers:
-            self.report(step, torch.full(nothing.shape, -torch.inf, device=nothing.device), window.start)
+        for observer in self.observers:
+            observer.on_step(step, StepResult(canvas.ids, canvas.committed))

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import dllm_sparse as ds
 from dllm_sparse.bench.components import COMPONENTS
-from dllm_sparse.bench.engine import EngineWorkload, bench_engine, forward_of, random_prompts
-from dllm_sparse.bench.floors import Fed, Rates
+from dllm_sparse.bench.engine import bench_engine
+from dllm_sparse.bench.floors import Rates
 from dllm_sparse.bench.machine import measured_rates, peak_memory, reset_peak_memory
+from dllm_sparse.bench.workload import EngineWorkload, random_prompts
 from dllm_sparse.models.loading import random_model
 from dllm_sparse.types import UsageError
-from tests.helpers import Recorder, tiny_lm
+from tests.helpers import tiny_lm
 
 RATES = Rates(1e10, 1e11, "made up")
 CPU = torch.device("cpu")
@@ -25,36 +25,6 @@ CPU = torch.device("cpu")
 def workload(batch: int = 1, **sampler: Any) -> EngineWorkload:
     options = {"gen_length": 8, "block_length": 4, **sampler}
     return EngineWorkload(sampler=ds.SamplerConfig(**options), batch=batch, prompt_length=5, repeats=2)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("diffusion", {}),
-        ("diffusion", {"cache": "prefix"}),
-        ("diffusion", {"cache": "dual"}),
-        ("diffusion", {"cache": "dual", "threshold": 0.9}),
-        ("diffusion", {"cache": "dual", "cfg_scale": 0.5}),
-        ("autoregressive", {}),
-    ],
-)
-def test_the_shape_of_every_forward_is_known(
-    kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lm, work, seen = tiny_lm(kind), workload(batch=2, **options), []
-    forward = lm.transformer.forward
-
-    def spy(ids: Tensor, **arguments: Any) -> Tensor:
-        cache, start = arguments["cache"], arguments.get("start", 0)
-        keys = start + ids.shape[1] if lm.config.causal or cache is None else cache.length
-        seen.append((*ids.shape, keys))
-        return forward(ids, **arguments)
-
-    monkeypatch.setattr(lm.transformer, "forward", spy)
-    recorder = Recorder()
-    ds.generate(lm, prompt_ids=random_prompts(lm, work), sampler=work.sampler, observers=[recorder])
-    shapes = [forward_of(lm, work, step)[1] for step, _ in recorder.steps]
-    assert [(shape.batch, shape.tokens, shape.keys) for shape in shapes] == seen
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])
@@ -89,11 +59,6 @@ def test_impossible_workloads_are_refused() -> None:
         EngineWorkload(sampler=ds.SamplerConfig(execution="steam"))
     with pytest.raises(UsageError, match=r"exceeds the context of 96"):
         bench_engine(tiny_lm(), EngineWorkload(prompt_length=90), RATES)
-
-
-def test_a_decode_step_reads_one_token_and_all_before_it() -> None:
-    lm = tiny_lm("autoregressive")
-    assert forward_of(lm, workload(batch=3), ds.Step(4, 8)) == ("decode", Fed(3, 1, 9, 1, causal=True))
 
 
 def test_random_models_are_seeded_and_have_the_right_kind() -> None:

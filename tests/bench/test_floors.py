@@ -78,16 +78,26 @@ def test_distinct_experts_of_independent_tokens() -> None:
 
 def test_a_causal_prefill_multiplies_half_of_the_square() -> None:
     config = SHAPES["llama-3.1-8b"]
-    causal = forward_costs(config, Fed(2, 100, 100, 1, causal=True), 2)["attention"].flops
+    causal = forward_costs(config, Fed(2, 100, 100, 1, block=1), 2)["attention"].flops
     seen = sum(range(1, 101))
     assert causal == config.layers * 2 * 4 * seen * config.heads * config.head_dim
     both = forward_costs(config, Fed(2, 100, 100, 1), 2)["attention"].flops
     assert both / causal == pytest.approx(200 / 101)
 
 
+def test_a_block_sees_itself_and_what_is_before_it() -> None:
+    """Three blocks of 4 behind 8 cached tokens, counted token by token; a forward without logits reads no head."""
+    config = SHAPES["smollm2-135m"]
+    costs = forward_costs(config, Fed(2, 12, 20, 0, block=4), 2)
+    seen = sum(8 + 4 * (token // 4 + 1) for token in range(12))
+    assert costs["attention"].flops == config.layers * 2 * 4 * seen * config.heads * config.head_dim
+    assert costs["attention"].bytes == config.layers * 2 * 2 * 8 * config.kv_heads * config.head_dim * 2
+    assert costs["head"] == Cost(0, 0)
+
+
 def test_grouped_keys_are_read_once() -> None:
     config = SHAPES["llama-3.1-8b"]
-    assert forward_costs(config, Fed(3, 1, 513, 1, causal=True), 2)["attention"].bytes == 3 * 512 * 32 * 2 * 8 * 128 * 2
+    assert forward_costs(config, Fed(3, 1, 513, 1, block=1), 2)["attention"].bytes == 3 * 512 * 32 * 2 * 8 * 128 * 2
 
 
 def test_the_floor_is_the_slower_of_the_two() -> None:

@@ -199,9 +199,11 @@ def test_full_mass_is_bitwise_dense() -> None:
     run(lm, prompt, gen_length=8, observers=[seen], sparsity=ds.SparsityConfig(p=1.0))
     for (_, one), (_, other) in zip(dense.steps, seen.steps, strict=True):
         assert torch.equal(one.ids, other.ids)
-        assert one.confidence is not None
-        assert other.confidence is not None
-        assert torch.equal(one.confidence, other.confidence)
+        if one.confidence is None or other.confidence is None:  # a forward for keys and values decides nothing
+            assert one.confidence is other.confidence
+            assert not one.committed.any()
+        else:
+            assert torch.equal(one.confidence, other.confidence)
 
 
 def test_sampling_is_seeded_and_restricted() -> None:
