@@ -165,3 +165,7 @@ class BackendUnavailable(DllmSparseError):
 
 class PromptFileError(UsageError):
     """A prompts file with a bad line; carries file and line number."""
+
+
+class SelfTestFailed(DllmSparseError):
+    """A check of `dllm-sparse doctor` failed; the message names it."""

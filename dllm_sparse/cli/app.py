@@ -12,6 +12,7 @@ from dllm_sparse.cli.bench_sparse import kernels, sparse, tune
 from dllm_sparse.cli.cett import cett
 from dllm_sparse.cli.compare import compare
 from dllm_sparse.cli.critical_sparsity import critical_sparsity
+from dllm_sparse.cli.doctor import doctor
 from dllm_sparse.cli.drift_report import drift_report
 from dllm_sparse.cli.generate import generate
 from dllm_sparse.cli.laws import laws
@@ -55,3 +56,4 @@ app.command()(train)
 app.command()(laws)
 app.command()(layers)
 app.command()(cett)
+app.command()(doctor)
