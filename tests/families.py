@@ -97,6 +97,77 @@ def llada_moe(**changes: Any) -> Checkpoint:
     return config, random_tensors(shapes)
 
 
+def llada2(**changes: Any) -> Checkpoint:
+    """LLaDA2: a dense layer, then 2 with 8 experts in 4 groups, of which a token sees 3 from 2 groups and a shared one.
+
+    Heads are wider than the width divided by their number; half of their features are rotated.
+    """
+    config = {
+        "architectures": ["LLaDA2MoeModelLM"],
+        "model_type": "llada2_moe",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "first_k_dense_replace": 1,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "num_shared_experts": 1,
+        "moe_intermediate_size": 24,
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 2.5,
+        "norm_topk_prob": True,
+        "score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "router_dtype": "fp32",
+        "output_router_logits": False,
+        "use_qk_norm": True,
+        "use_qkv_bias": False,
+        "use_bias": False,
+        "norm_head": False,
+        "partial_rotary_factor": 0.5,
+        "rope_theta": 600000,
+        "rope_scaling": None,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 256,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 3,
+        "tie_word_embeddings": False,
+        "vocab_size": 256,
+        "mask_token_id": 250,
+        "torch_dtype": "bfloat16",
+        **SPECIAL,
+        **changes,
+    }
+    width, head, heads = config["hidden_size"], config["head_dim"], config["num_attention_heads"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.word_embeddings.weight": (config["vocab_size"], width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (config["vocab_size"], width),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        root = f"model.layers.{layer}"
+        shapes |= {f"{root}.{name}.weight": (width,) for name in ("input_layernorm", "post_attention_layernorm")}
+        shapes |= {f"{root}.attention.{name}_layernorm.weight": (head,) for name in ("query", "key")}
+        shapes[f"{root}.attention.query_key_value.weight"] = ((heads + 2 * config["num_key_value_heads"]) * head, width)
+        shapes[f"{root}.attention.dense.weight"] = (width, heads * head)
+        if layer < config["first_k_dense_replace"]:
+            shapes |= glu_shapes(f"{root}.mlp", width, config["intermediate_size"])
+            continue
+        shapes[f"{root}.mlp.gate.weight"] = (config["num_experts"], width)
+        shapes[f"{root}.mlp.gate.expert_bias"] = (config["num_experts"],)
+        inner = config["moe_intermediate_size"]
+        shapes |= glu_shapes(f"{root}.mlp.shared_experts", width, inner * config["num_shared_experts"])
+        for expert in range(config["num_experts"]):
+            shapes |= glu_shapes(f"{root}.mlp.experts.{expert}", width, inner)
+    return config, random_tensors(shapes)
+
+
 def golden_copy(name: str) -> Callable[[Path], None]:
     """Writes a golden checkpoint."""
     return lambda folder: shutil.copytree(GOLDEN / name, folder, dirs_exist_ok=True) and None
@@ -124,5 +195,6 @@ FAMILIES: Mapping[str, Callable[[Path], None]] = {
     "llada": golden_copy("llada-tiny"),
     "llama": golden_copy("llama-tiny"),
     "llada-moe": writer(llada_moe),
+    "llada2": writer(llada2),
 }
 """What every command runs on, in `tests/cli/test_families.py`: vocabulary 256, mask 250 where there is one."""

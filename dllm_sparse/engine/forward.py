@@ -87,7 +87,8 @@ class FixedForward:
             x, delta = run_ffn(block, x, delta)
         x = x[rows]
         _, normed = add_norm(x, None if delta is None else delta[rows], self.net.norm.weight, self.net.norm.eps)
-        return F.linear(normed, self.net.head.weight)
+        logits = F.linear(normed, self.net.head.weight)
+        return logits.float() if self.net.config.float32_logits else logits
 
     def dense_ffn(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The dense norm and FFN of one layer; see `FFNRunner`."""

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeGuard, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 
-from dllm_sparse.models.config import Activation, MoEConfig, RopeScaling, TransformerConfig
+from dllm_sparse.models.config import Activation, RopeScaling, TransformerConfig
+from dllm_sparse.models.config_values import LARGEST, check_size, check_type
 from dllm_sparse.models.families import FAMILIES, Family
+from dllm_sparse.models.mixture_config import read_mixture
 from dllm_sparse.types import CheckpointError, UnsupportedArchitecture
 
 _ACTIVATION_NAMES = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "swish": "silu", "swiglu": "silu"}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KINDS = get_type_hints(TransformerConfig)
-_LARGEST = 1 << 24  # of any size or count: no model comes near, and products of two still fit an int64
 
 
 def read_config(folder: Path) -> tuple[Family, TransformerConfig, torch.dtype]:
@@ -33,7 +33,7 @@ def read_config(folder: Path) -> tuple[Family, TransformerConfig, torch.dtype]:
             raise UnsupportedArchitecture(f"{path}: {name} is {raw[name]!r}; only {allowed[0]!r} is supported")
     values = {name: raw[key] for name, key in family.fields.items() if raw.get(key) is not None}
     if family.mixture:
-        values["moe"] = _mixture(raw, family, path)
+        values["moe"] = read_mixture(raw, family, path)
     generation = folder / "generation_config.json"
     if generation.exists():
         ids = _read_json(generation)
@@ -63,24 +63,6 @@ def family_of(raw: dict[str, Any], path: Path) -> Family:
     raise UnsupportedArchitecture(f"{path}: {architecture} (model_type {model_type!r}){detail}; supported: {known}")
 
 
-def _mixture(raw: dict[str, Any], family: Family, path: Path) -> MoEConfig:
-    """The experts of a config; raises CheckpointError that names the field."""
-    values = {name: raw[key] for name, key in family.mixture.items() if raw.get(key) is not None}
-    values |= family.mixture_fixed
-    for name in ("experts", "experts_per_token", "expert_width", "groups", "groups_per_token"):
-        value = values.setdefault(name, 1 if name.startswith("groups") else None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{path}: {family.mixture[name]} is {value!r}; expected a positive integer")
-    moe = MoEConfig(**values)
-    choice = moe.experts // moe.groups * moe.groups_per_token
-    if moe.experts % moe.groups or moe.groups_per_token > moe.groups or moe.experts_per_token > choice:
-        raise CheckpointError(
-            f"{path}: {moe.experts_per_token} experts a token cannot be chosen from {moe.groups_per_token} of "
-            f"{moe.groups} groups of {moe.experts} experts"
-        )
-    return moe
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -95,25 +77,20 @@ def _complete(values: dict[str, Any], raw: dict[str, Any], family: Family, path:
     """Fills what a config may leave out and turns every field into the type TransformerConfig has."""
     values.setdefault("vocab_size", raw.get("vocab_size"))
     _token_lists(values)
-    _rope(values, raw, path)
+    _rope(values, raw, family, path)
     for name, value in values.items():
-        _check_type(name, value, family, path)
+        check_type(_KINDS[name], family.fields.get(name, name), value, path)
         values[name] = float(value) if _KINDS[name] is float else value
-    _check_positive(values, ("vocab_size", "width", "layers", "heads", "ffn_width", "max_positions"), family, path)
+    for name in ("vocab_size", "width", "layers", "heads", "ffn_width", "max_positions"):
+        check_size(family.fields[name], values.get(name), path)
     values.setdefault("kv_heads", values["heads"])
     for name, default in family.defaults.items():
         if not name.endswith("_token_id") or default < values["vocab_size"]:
             values.setdefault(name, default)
     values.setdefault("head_dim", values["width"] // values["heads"])
-    _check_positive(values, ("kv_heads", "head_dim"), family, path)
+    _check_heads(values, family, path)
     if values.get("block_length") is not None:
-        _check_positive(values, ("block_length",), family, path)
-    if values["head_dim"] % 2 or values["heads"] * values["head_dim"] > _LARGEST:
-        raise CheckpointError(
-            f"{path}: {values['heads']} heads of {values['head_dim']} features; expected an even size"
-        )
-    if values["heads"] % values["kv_heads"]:
-        raise CheckpointError(f"{path}: {values['heads']} heads cannot share {values['kv_heads']} key/value heads")
+        check_size(family.fields["block_length"], values["block_length"], path)
     activation = _ACTIVATION_NAMES.get(values.get("activation", "silu"), values.get("activation", "silu"))
     if activation not in get_args(Activation):
         raise UnsupportedArchitecture(
@@ -122,51 +99,38 @@ def _complete(values: dict[str, Any], raw: dict[str, Any], family: Family, path:
     values["activation"] = activation
     window = raw.get("sliding_window")
     if window and raw.get("use_sliding_window", True):
-        if not _is_whole(window) or window < 1:
-            raise CheckpointError(f"{path}: sliding_window is {window!r}; expected a positive integer")
+        check_size("sliding_window", window, path)
         values["max_positions"] = min(values["max_positions"], window)
     _token_ids(values, family, path)
 
 
-def _check_type(name: str, value: object, family: Family, path: Path) -> None:
-    """A value must be of its field's type; JSON's true is no number and "yes" no switch."""
-    kind, good, expected = _KINDS[name], True, ""
-    if kind is bool:
-        good, expected = isinstance(value, bool), "true or false"
-    elif kind is float:
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
-        expected = "a positive number"
-    elif kind in (int, int | None):
-        good = _is_whole(value) or (value is None and kind is not int)
-        expected = "a positive integer" if kind is int else "an integer"
-    elif name == "activation":
-        good, expected = isinstance(value, str), "a name"
-    elif name == "stop_token_ids":
-        good, expected = isinstance(value, tuple) and all(map(_is_whole, value)), "integers"
-    if not good:
-        raise CheckpointError(f"{path}: {family.fields.get(name, name)} is {value!r}; expected {expected}")
+def _check_heads(values: dict[str, Any], family: Family, path: Path) -> None:
+    """Sizes of heads, how many of them share keys and values, and what positions rotate."""
+    for name in ("kv_heads", "head_dim"):
+        check_size(family.fields[name], values[name], path)
+    heads, kv_heads, features = values["heads"], values["kv_heads"], values["head_dim"]
+    if features % 2 or heads * features > LARGEST:
+        raise CheckpointError(f"{path}: {heads} heads of {features} features; expected an even size")
+    if heads % kv_heads:
+        raise CheckpointError(f"{path}: {heads} heads cannot share {kv_heads} key/value heads")
+    share = values.get("partial_rotary", 1.0)
+    rotated = int(features * min(share, 2.0))
+    if rotated % 2 or not 2 <= rotated <= features:
+        raise CheckpointError(
+            f"{path}: {family.fields['partial_rotary']} is {share}; of the {features} features of a head it must "
+            "rotate an even number, at least 2"
+        )
 
 
-def _is_whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_positive(values: dict[str, Any], names: tuple[str, ...], family: Family, path: Path) -> None:
-    for name in names:
-        value = values.get(name)
-        if not _is_whole(value) or not 1 <= value <= _LARGEST:
-            raise CheckpointError(
-                f"{path}: {family.fields[name]} is {value!r}; expected a positive integer up to {_LARGEST}"
-            )
-
-
-def _rope(values: dict[str, Any], raw: dict[str, Any], path: Path) -> None:
+def _rope(values: dict[str, Any], raw: dict[str, Any], family: Family, path: Path) -> None:
     """rope_theta and scaling from `rope_theta` + `rope_scaling` or from transformers 5's `rope_parameters`."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(scaling, dict):
         raise CheckpointError(f"{path}: rope scaling is {scaling!r}; expected a JSON object")
     if "rope_theta" in scaling:
         values["rope_theta"] = scaling["rope_theta"]
+    if "partial_rotary" in family.fields and "partial_rotary_factor" in scaling:
+        values["partial_rotary"] = scaling["partial_rotary_factor"]
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
         return
@@ -183,8 +147,8 @@ def _rope(values: dict[str, Any], raw: dict[str, Any], path: Path) -> None:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: rope scaling {scaling!r} is incomplete ({error!r})") from error
     numbers = [value for value in asdict(values["rope_scaling"]).values() if not isinstance(value, str)]
-    if not all(0 < value <= _LARGEST for value in numbers):
-        raise CheckpointError(f"{path}: rope scaling {scaling!r}; expected positive numbers up to {_LARGEST}")
+    if not all(0 < value <= LARGEST for value in numbers):
+        raise CheckpointError(f"{path}: rope scaling {scaling!r}; expected positive numbers up to {LARGEST}")
 
 
 def _token_lists(values: dict[str, Any]) -> None:

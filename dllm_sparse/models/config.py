@@ -43,14 +43,15 @@ class MoEConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerConfig:
-    """A pre-norm GLU transformer: the facts that differ between LLaDA, Dream, Llama, Mistral, Qwen and SmolLM.
+    """A pre-norm GLU transformer: the facts that differ between the native families.
 
     Widths are in features, `max_positions` in tokens. `causal=False` is the bidirectional attention of a
     masked-diffusion model; with `block_length` it is block-causal: the tokens of a block, counted from the row's first
     token, see each other and every block before (block diffusion). `logit_shift` is 1 where position i predicts
     token i+1 in a diffusion model (Dream). `text_positions`: rotary positions begin at the first real token of a
     left-padded row, not at its padding (Dream; causal models always do so). `partial_rotary` is the share of every
-    head's features that positions rotate, the first ones. With `moe`, `ffn_width` is that of the dense layers.
+    head's features that positions rotate, the first ones. `float32_logits`: logits leave the head as fp32 whatever the
+    model's dtype (LLaDA2). With `moe`, `ffn_width` is that of the dense layers.
     """
 
     vocab_size: int
@@ -74,6 +75,7 @@ class TransformerConfig:
     qk_norm: bool = False
     tied: bool = False
     logit_shift: Literal[0, 1] = 0
+    float32_logits: bool = False
     text_positions: bool = False
     mask_token_id: int | None = None
     bos_token_id: int | None = None

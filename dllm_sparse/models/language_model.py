@@ -72,12 +72,15 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights and of the logits."""
+        """Type of the weights, and of the logits unless `config.float32_logits`."""
         return self.transformer.embedding.weight.dtype
 
     @torch.no_grad()  # not inference_mode: its tensors cannot be changed in place by the caller
     def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Raw logits [B, L, V] in the model's dtype, no shift, for ids [B, L] int64 and an optional 0/1 mask [B, L]."""
+        """Raw logits [B, L, V] in the model's dtype, no shift, for ids [B, L] int64 and an optional 0/1 mask [B, L].
+
+        In fp32 where `config.float32_logits`.
+        """
         ids = ids.to(self.device)
         mask = None if attention_mask is None else attention_mask.to(self.device)
         context = StepContext(Step(0, 1), token_classes(ids, mask, self.mask_token_id))

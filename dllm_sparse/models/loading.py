@@ -57,7 +57,7 @@ def load(
     target = _device(device)
     precision = _dtype(dtype, stored_dtype, target)
     stored = stored_tensors(folder)
-    check_layers(config.layers, stored, folder)
+    check_layers(config.layers, stored, folder, config.experts)
     outline = _outline(config)
     check_weights(outline, folder, stored, family)
     transformer = _allocated(outline, target, precision)

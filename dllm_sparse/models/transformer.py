@@ -265,7 +265,7 @@ class Transformer(nn.Module):
             x = block(x, rope, bias, start, visible, cache, context)
         x = x[:, rows] if isinstance(rows, slice) else x.flatten(0, 1)[rows]
         logits: Tensor = self.head(self.norm(x))
-        return logits
+        return logits.float() if self.config.float32_logits else logits
 
 
 def attention_bias(

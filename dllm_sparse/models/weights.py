@@ -24,7 +24,7 @@ from dllm_sparse.types import CheckpointError
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _IGNORED = "rotary_emb.inv_freq"  # a buffer some old Llama checkpoints carry; recomputed here
-_BUILT_SOON = 512  # layers an outline takes seconds for, whatever the weights hold
+_BUILT_SOON = 512  # layers or experts an outline takes seconds for, whatever the weights hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,16 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def check_layers(layers: int, stored: Mapping[str, StoredTensor], folder: Path) -> None:
-    """Raises CheckpointError for layers no weights can fill and no machine could build; fewer are compared by name."""
-    if layers > max(len(stored), _BUILT_SOON):
-        raise CheckpointError(
-            f"{folder}: config.json names {layers} layers, but the weights hold only {len(stored)} tensors"
-        )
+def check_layers(layers: int, stored: Mapping[str, StoredTensor], folder: Path, experts: int = 0) -> None:
+    """Raises CheckpointError for layers or experts of a layer that no weights can fill and no machine could build.
+
+    Fewer are compared by name.
+    """
+    for count, name in ((layers, "layers"), (experts, "experts")):
+        if count > max(len(stored), _BUILT_SOON):
+            raise CheckpointError(
+                f"{folder}: config.json names {count} {name}, but the weights hold only {len(stored)} tensors"
+            )
 
 
 def check_weights(transformer: Transformer, folder: Path, stored: Mapping[str, StoredTensor], family: Family) -> None:

@@ -99,3 +99,37 @@ def llada_moe_logits(ids: Tensor, weights: Mapping[str, Tensor], config: Mapping
         h = norm(x, weights[f"{root}.post_attention_layernorm.weight"], eps)
         x = x + torch.stack([mixture(token, weights, f"{root}.mlp", facts) for token in h])
     return norm(x, weights["model.norm.weight"], eps) @ weights["lm_head.weight"].T
+
+
+def llada2_logits(ids: Tensor, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+    """[T] ids -> [T, V]: a position sees its block of 32 (or `block_size`) and every block before."""
+    eps, heads, sharing, width = (
+        config[name] for name in ("rms_norm_eps", "num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    facts = {
+        "count": config["num_experts_per_tok"],
+        "sigmoid": True,
+        "groups": config["n_group"],
+        "entered": config["topk_group"],
+        "renormalise": True,
+        "scaling": config["routed_scaling_factor"],
+    }
+    block = torch.arange(len(ids)) // config.get("block_size", 32)
+    seen = block[None, :] <= block[:, None]
+    rotary = int(width * config["partial_rotary_factor"])
+    x = weights["model.word_embeddings.weight"][ids]
+    for layer in range(config["num_hidden_layers"]):
+        root = f"model.layers.{layer}"
+        h = norm(x, weights[f"{root}.input_layernorm.weight"], eps)
+        fused = (h @ weights[f"{root}.attention.query_key_value.weight"].T).view(len(ids), -1, width)
+        query, key, value = fused[:, :heads], fused[:, heads : heads + sharing], fused[:, heads + sharing :]
+        query = norm(query, weights[f"{root}.attention.query_layernorm.weight"], eps)
+        key = norm(key, weights[f"{root}.attention.key_layernorm.weight"], eps)
+        mixed = attention(query, key, value, seen, config["rope_theta"], rotary)
+        x = x + mixed @ weights[f"{root}.attention.dense.weight"].T
+        h = norm(x, weights[f"{root}.post_attention_layernorm.weight"], eps)
+        if layer < config["first_k_dense_replace"]:
+            x = x + torch.stack([expert_of(token, weights, f"{root}.mlp") for token in h])
+        else:
+            x = x + torch.stack([mixture(token, weights, f"{root}.mlp", facts) for token in h])
+    return norm(x, weights["model.norm.weight"], eps) @ weights["lm_head.weight"].T

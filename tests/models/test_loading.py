@@ -298,7 +298,7 @@ def test_tables_are_consistent() -> None:
         assert alias.family in FAMILIES
     for family in FAMILIES.values():
         assert set(family.fields) | set(family.fixed) | set(family.defaults) <= fields
-        assert set(family.mixture) | set(family.mixture_fixed) <= set(MoEConfig.__dataclass_fields__)
+        assert set(family.mixture) | set(family.mixture_defaults) <= set(MoEConfig.__dataclass_fields__)
         assert len(set(family.keys.values())) == len(family.keys)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from dllm_sparse.models.families import dream, llada, llada_moe, llama, qwen, sdar
+from dllm_sparse.models.families import dream, llada, llada2, llada_moe, llama, qwen, sdar
 from dllm_sparse.models.families.family import Alias, Family, KeyMap
 
 __all__ = ["ALIASES", "BUNDLED", "FAMILIES", "Alias", "Family", "KeyMap"]
 
-_FILES = (llada, llada_moe, dream, sdar, llama, qwen)
+_FILES = (llada, llada_moe, llada2, dream, sdar, llama, qwen)
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {key: family for file in _FILES for key, family in file.FAMILIES.items()}

@@ -21,7 +21,7 @@ class Family:
     """How one `model_type` is read. `fixed` overrides config fields, `must_be` lists the only values supported.
 
     `mixture` names the config field of each `MoEConfig` field and makes this the family of that type's models with
-    experts, `mixture_fixed` the facts a config leaves out. `model_type` is the key in `FAMILIES` where it says nothing.
+    experts, `mixture_defaults` holds what a config leaves out. `model_type` is the key in `FAMILIES` where it is empty.
     `tokenizer` is transformers' class for the folder's files, where the checkpoints name one of their own remote code.
     """
 
@@ -31,7 +31,7 @@ class Family:
     keys: KeyMap
     model_type: str = ""
     mixture: Mapping[str, str] = field(default_factory=dict)
-    mixture_fixed: Mapping[str, Any] = field(default_factory=dict)
+    mixture_defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     must_be: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)

@@ -1,0 +1,138 @@
+"""LLaDA2 checkpoints in the published layout: the plain computation's logits, every tensor used, damage named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dllm_sparse as ds
+from dllm_sparse.models.shapes import SHAPES
+from dllm_sparse.types import CheckpointError, DllmSparseError
+from tests.families import llada2, write_checkpoint
+from tests.helpers import random_ids
+from tests.models import plain_moe
+
+BIAS = "model.layers.1.mlp.gate.expert_bias"
+
+
+def load(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], **options: Any) -> ds.LanguageModel:
+    return ds.load(str(write_checkpoint(folder, config, tensors)), device="cpu", **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "length"),
+    [
+        ({}, 35),
+        ({"block_size": 4, "num_shared_experts": 2, "first_k_dense_replace": 2}, 10),
+        ({"block_size": 4, "n_group": 1, "topk_group": 1, "partial_rotary_factor": 0.25}, 10),
+        ({"block_size": 3, "num_hidden_layers": 1}, 7),
+    ],
+)
+def test_a_checkpoint_has_the_logits_of_the_plain_computation(
+    changes: dict[str, Any], length: int, tmp_path: Path
+) -> None:
+    config, tensors = llada2(**changes)
+    lm = load(tmp_path, config, tensors)
+    assert (lm.family, lm.kind, lm.config.attention) == ("LLaDA2.0, LLaDA2.1", "diffusion", "block_causal")
+    assert (lm.mask_token_id, lm.config.eos_token_id, lm.config.block_length) == (
+        250,
+        249,
+        config.get("block_size", 32),
+    )
+    assert lm.config.parameters == sum(tensor.numel() for tensor in tensors.values())
+    ids = random_ids(1, length, vocabulary=256)
+    expected = plain_moe.llada2_logits(ids[0], tensors, config)
+    torch.testing.assert_close(lm.logits(ids)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_tensor_of_a_checkpoint_matters(tmp_path: Path) -> None:
+    """Weights where every token sees every expert; the biases, which only choose, where it sees some."""
+    ids = random_ids(1, 9, vocabulary=256)
+    for changes, used in (({"num_experts_per_tok": 8, "topk_group": 4}, ".weight"), ({}, ".expert_bias")):
+        config, tensors = llada2(**changes, block_size=4, num_hidden_layers=2)
+        before = load(tmp_path, config, tensors).logits(ids)
+        for key in [key for key in tensors if key.endswith(used)]:
+            changed = {**tensors, key: tensors[key] * torch.linspace(-0.5, 2, tensors[key].shape[-1])}
+            assert not torch.allclose(load(tmp_path, config, changed).logits(ids), before), key
+    assert {key.rpartition(".")[2] for key in tensors} == {"weight", "expert_bias"}
+
+
+def test_logits_are_fp32_and_router_biases_keep_their_precision(tmp_path: Path) -> None:
+    config, tensors = llada2()
+    lm = load(tmp_path, config, tensors, dtype="bfloat16")
+    logits = lm.logits(random_ids(1, 5))
+    assert (lm.dtype, logits.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(logits, logits.bfloat16().float())  # the product itself is the model's
+    bias = lm.transformer.blocks[1].ffn.router.bias
+    assert bias.dtype == torch.float32
+    assert torch.equal(bias, tensors[BIAS])
+
+
+def test_what_a_config_leaves_out_is_the_official_classs(tmp_path: Path) -> None:
+    config, tensors = llada2(num_experts=16, n_group=8, topk_group=4)
+    left_out = ("n_group", "topk_group", "routed_scaling_factor", "partial_rotary_factor", "use_qk_norm", "use_bias")
+    short = {key: value for key, value in config.items() if key not in left_out}
+    assert load(tmp_path / "short", short, tensors).config == load(tmp_path / "whole", config, tensors).config
+
+
+def test_rotary_facts_may_be_in_rope_parameters(tmp_path: Path) -> None:
+    config, tensors = llada2()
+    rope = {"rope_type": "default", "rope_theta": 600000, "partial_rotary_factor": 0.25}
+    moved = {key: value for key, value in config.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    lm = load(tmp_path, {**moved, "rope_parameters": rope}, tensors)
+    assert (lm.config.rotary_dim, lm.config.rope_theta) == (4, 600000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"topk_group": 5}, "3 experts a token cannot be chosen from 5 of 4 groups of 8 experts"),
+        ({"n_group": 3}, "3 groups of 8 experts"),
+        ({"n_group": 0}, "n_group is 0; expected a positive integer"),
+        ({"num_experts": 10**6}, "names 1000000 experts, but the weights hold only"),
+        ({"num_shared_experts": -1}, "num_shared_experts is -1; expected an integer from 0"),
+        ({"num_shared_experts": "1"}, "num_shared_experts is '1'; expected a"),
+        ({"moe_intermediate_size": None}, "moe_intermediate_size is None; expected a positive integer"),
+        ({"first_k_dense_replace": 4}, "first_k_dense_replace is 4, but the model has 3 layers"),
+        ({"routed_scaling_factor": "x"}, "routed_scaling_factor is 'x'; expected a positive number"),
+        ({"partial_rotary_factor": 0.2}, "partial_rotary_factor is 0.2; of the 16 features"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5; of the 16 features"),
+        ({"score_function": "softmax"}, "score_function is 'softmax'; only 'sigmoid' is supported"),
+        ({"norm_topk_prob": False}, "norm_topk_prob is False; only True is supported"),
+        ({"block_size": 0}, "block_size is 0; expected a positive integer"),
+        ({"mask_token_id": None}, "must name its mask_token_id"),
+        ({"use_bias": True}, "missing tensors: model.layers.0.attention.dense.bias"),
+    ],
+)
+def test_configs_that_make_no_sense_are_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    config, tensors = llada2()
+    with pytest.raises(DllmSparseError, match=words):
+        load(tmp_path, {**config, **changes}, tensors)
+
+
+@pytest.mark.parametrize(
+    "key", [BIAS, "model.layers.0.mlp.up_proj.weight", "model.layers.2.mlp.shared_experts.up_proj.weight"]
+)
+def test_missing_tensors_are_named(key: str, tmp_path: Path) -> None:
+    config, tensors = llada2()
+    del tensors[key]
+    with pytest.raises(CheckpointError, match=f"missing tensors: {key}"):
+        load(tmp_path, config, tensors)
+
+
+def test_experts_in_the_dense_layer_are_unexpected(tmp_path: Path) -> None:
+    config, tensors = llada2()
+    tensors["model.layers.0.mlp.gate.weight"] = torch.zeros(8, 32)
+    with pytest.raises(CheckpointError, match=r"unexpected tensors: model\.layers\.0\.mlp\.gate\.weight"):
+        load(tmp_path, config, tensors)
+
+
+def test_the_shape_of_the_public_checkpoint_is_this_layout() -> None:
+    config = SHAPES["llada2.0-mini"]
+    assert (config.attention, config.block_length, config.rotary_dim) == ("block_causal", 32, 64)
+    assert config.moe is not None
+    assert (config.moe.dense_layers, config.moe.shared_experts, config.dense_layers) == (1, 1, 1)
+    assert (config.mask_token_id, config.eos_token_id) == (156895, 156892)
