@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.bench.timing import graphed, time_calls
-from dllm_sparse.kernels.streaming import Listed, Scratch, stream_matmul
+from dllm_sparse.kernels.listing import Listed
+from dllm_sparse.kernels.streaming import Scratch, stream_matmul
 from dllm_sparse.kernels.tuning import Problem, Tile, default_tile
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.types import BackendUnavailable

@@ -42,8 +42,8 @@ class Window:
 class FFNRunner(Protocol):
     """Replaces the norm and FFN of every layer in forwards that may be captured."""
 
-    def reset(self) -> None:
-        """A generation begins: forgets what was counted."""
+    def reset(self) -> list[int]:
+        """A generation begins: forgets what was counted; returns the row counts M whose capture is out of date."""
 
     def begin(self, classes: Tensor) -> None:
         """A forward of tokens with these classes [B, T] begins."""
@@ -55,7 +55,7 @@ class FFNRunner(Protocol):
         """The forward ended."""
 
     def settle(self, rows: int) -> None:
-        """A first forward of M rows ran plainly and is about to be captured: decide what depends on what it met."""
+        """A forward of M rows ran plainly and may be captured: the first time, decide what depends on what it met."""
 
 
 class FixedForward:

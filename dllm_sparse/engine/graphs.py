@@ -27,6 +27,10 @@ class Replayed:
         self._body, self._device, self._pool, self._settle = body, device, pool, settle
         self._graph: torch.cuda.CUDAGraph | None = None
 
+    def forget(self) -> None:
+        """The body has changed: the next call runs plainly and captures again."""
+        self._graph = None
+
     def run(self) -> None:
         """Replays; the first call runs plainly, which compiles kernels and sizes workspaces, and then captures."""
         if self._graph is not None:

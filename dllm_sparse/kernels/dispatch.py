@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from dllm_sparse.kernels.cpu import CPU_DTYPES
 from dllm_sparse.kernels.selection import triton_installed
@@ -40,9 +41,40 @@ LISTING_LIMIT = ((1, 0.75), (16, 0.6), (32, 0.4), (64, 0.2))
 """(most rows, share of the channels some row kept) up to which reading only those beats reading all, on an H200."""
 
 
+HYSTERESIS = 0.05
+"""How far a density must be on the other side of the break-even before a choice once made is changed."""
+
+MEASURED_FOR = 32
+"""Generations after which a choice not to mask, which leaves nothing to count, is tried anew: a capture is then less
+than 1 % of what they took."""
+
+RECAPTURE_SHARE = 0.1
+"""Changed choices, as a share of all, that are worth capturing a step again (which takes as long as dozens of them)."""
+
+
 def listing_pays(rows: int, density: float) -> bool:
     """True where a GPU product of few rows is faster over the list of kept channels than over the whole weight."""
     return density <= next((limit for most, limit in LISTING_LIMIT if rows <= most), 0.0)
+
+
+def still_pays(rows: int, density: float, listing: bool) -> bool:
+    """`listing_pays` for a captured step that lists, or does not, and may be captured again.
+
+    That is asked between generations alone: the host has just waited for the counts, nothing is in flight, and
+    capturing costs as much as dozens of steps, so that a change within a generation would not be paid back by it. The
+    choice changes what is read, never which values are masked.
+    """
+    return listing_pays(rows, density - HYSTERESIS if listing else density + HYSTERESIS)
+
+
+def union_density(kept: Tensor, first_union: Tensor, first_kept: Tensor) -> Tensor:
+    """The share of channels some row keeps, where rows keep a share `kept` each, by one forward that measured both.
+
+    Rows are taken to overlap as they did there: as independent ones would, of a number that makes that union.
+    """
+    nearly = 1 - 1e-6
+    others = torch.log1p(-first_union.clamp_max(nearly)) / torch.log1p(-first_kept.clamp(1e-6, nearly))
+    return 1 - (1 - kept.clamp_max(nearly)) ** others
 
 
 def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:

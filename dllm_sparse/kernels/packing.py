@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm_sparse.kernels import streaming
-from dllm_sparse.kernels.streaming import Listed
+from dllm_sparse.kernels import reference, streaming
+from dllm_sparse.kernels.listing import Listed, list_kept
 
 MAX_WIDTH = 1 << 15
 """Longest row, in entries, that fits the registers of one program."""
@@ -41,6 +41,10 @@ def select(
     RMS-normalised first. With `listing` the channels that any row kept are listed and the rows packed to
     them; how many they are goes to `count` [1] int32 too, if it is given and there are several rows.
     """
+    if not streaming.on_gpu(x):
+        masked = reference.select(x if norm is None else reference.rms_norm(x, *norm), p)
+        kept.copy_(masked.count_nonzero(-1))
+        return Selected(masked, list_kept(masked, count) if listing else None)
     from dllm_sparse.kernels.gpu.select import pack_kernel, select_kernel
 
     rows, n = x.shape

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dllm_sparse.kernels.listing import Listed
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -62,6 +64,26 @@ def rotate_and_store(
     return rotate(q, cos, sin)
 
 
+def stream_matmul(
+    x: Tensor | Listed,
+    weight: Tensor,
+    *,
+    activation: str | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See `streaming.stream_matmul`; on a CPU, since it asks how long the list is."""
+    if isinstance(x, Listed):
+        read = x.rows[: int(x.length)]
+        x, weight = x.values[:, : len(read)], weight.index_select(0, read)
+    out = x @ weight
+    if bias is not None:
+        out = out + bias
+    if activation is not None:
+        out = glu(out, activation)
+    return out if residual is None else out + residual
+
+
 def choose(logits: Tensor, *, wide: bool = False) -> tuple[Tensor, Tensor]:
     """See `streaming.choose`."""
     token = logits.argmax(-1)
@@ -69,10 +91,10 @@ def choose(logits: Tensor, *, wide: bool = False) -> tuple[Tensor, Tensor]:
     return token, probability.gather(-1, token[:, None]).squeeze(-1)
 
 
-def select(x: Tensor, p: float) -> Tensor:
+def select(x: Tensor, p: float | Tensor) -> Tensor:
     """Rows [M, n] with all but the largest entries that hold at least p of the L1 mass zeroed, by sorting in fp64."""
     score = x.abs().double()
     ordered = score.sort(dim=-1, descending=True).values
     enough = ordered.cumsum(-1) < p * score.sum(-1, keepdim=True)
     threshold = ordered.gather(-1, enough.sum(-1, keepdim=True).clamp_max(x.shape[-1] - 1))
-    return torch.where(score >= threshold, x, 0.0)
+    return torch.where(score < threshold, 0.0, x)  # not `>=`: NaN goes on to where it is noticed

@@ -6,13 +6,12 @@ host, and everything may be captured in a CUDA graph once `Scratch` has been siz
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_sparse.kernels import reference
+from dllm_sparse.kernels.listing import Listed
 from dllm_sparse.kernels.selection import triton_installed
 from dllm_sparse.kernels.tuning import Problem, Tile, padded_tokens, tile_for
 
@@ -46,17 +45,6 @@ class Scratch:
         return self._space
 
 
-class Listed(NamedTuple):
-    """Rows of a weight that are read, and the inputs packed to them.
-
-    values [M, K] of which the first `length` columns mean something, rows [K] int32 ascending, length [1] int32.
-    """
-
-    values: Tensor
-    rows: Tensor
-    length: Tensor
-
-
 def on_gpu(x: Tensor) -> bool:
     """True where the kernels for 16-bit rows run; elsewhere their plain twins do."""
     return x.is_cuda and x.dtype in SIXTEEN_BIT and triton_installed()
@@ -72,6 +60,11 @@ def can_stream(x: Tensor, weight: Tensor) -> bool:
         and weight.shape[0] % 16 == 0
         and weight.shape[1] % 32 == 0
     )
+
+
+def can_list(x: Tensor, weight: Tensor) -> bool:
+    """True where `stream_matmul` takes a list of the channels of x: where it streams, and by its twin on a CPU."""
+    return can_stream(x, weight) or (x.is_cpu and x.shape[0] <= MAX_STREAMED)
 
 
 def stream_matmul(
@@ -90,6 +83,8 @@ def stream_matmul(
     With `activation` the weight is [K, 2N], gate first, and the result act(gate) * up. With `Listed` only the listed
     rows are read. Shares of K are added in a fixed order; `atomic=True` adds them as they come (not deterministic).
     """
+    if not weight.is_cuda:
+        return reference.stream_matmul(x, weight, activation=activation, bias=bias, residual=residual)
     from dllm_sparse.kernels.gpu.stream_matmul import stream_matmul_kernel
 
     listed = isinstance(x, Listed)

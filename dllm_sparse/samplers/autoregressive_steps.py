@@ -26,7 +26,6 @@ class AutoregressiveGraphs(GraphBuffers):
         self.slot = torch.zeros(1, dtype=torch.int64, device=device)
         self.position = torch.zeros(batch, dtype=torch.int64, device=device)
         self._steps: dict[int, Replayed] = {}
-        self._settled_prompts: set[int] = set()
 
     def load(self, canvas: Canvas) -> None:
         """Takes over a new prompt and runs it through the model: step 0."""
@@ -41,9 +40,8 @@ class AutoregressiveGraphs(GraphBuffers):
         classes = torch.full_like(ids, TokenClass.PROMPT).masked_fill_(slots < self.begin[:, None], TokenClass.PADDING)
         logits = self.run_forward(ids, window, rows, lambda: classes)
         settle = self.settle(prompt)
-        if settle is not None and prompt not in self._settled_prompts:  # a prefill is not captured, but comes again
+        if settle is not None:  # a prefill is not captured, but comes again
             settle()
-            self._settled_prompts.add(prompt)
         self.slot.fill_(prompt - 1)
         self.position.copy_(positions[:, -1])
         self._commit(logits)
@@ -51,6 +49,11 @@ class AutoregressiveGraphs(GraphBuffers):
     def captured(self, rows: int) -> bool:
         """Whether steps of so many rows were run before."""
         return rows in self._steps
+
+    def forget(self, rows: int) -> None:
+        """Steps of `rows` tokens, one a row, must be captured anew."""
+        if rows in self._steps:
+            self._steps[rows].forget()
 
     def by_row(self) -> tuple[Tensor, ...]:
         """The buffers [B, ...] that go with a row when it changes its place."""

@@ -58,6 +58,10 @@ class GraphBuffers(ABC):
     def captured(self, rows: int) -> bool:
         """Whether steps of so many rows were run before."""
 
+    @abstractmethod
+    def forget(self, rows: int) -> None:
+        """Steps of B * T = `rows` tokens must be captured anew."""
+
     def load(self, canvas: Canvas) -> None:
         """Takes over a new canvas of the same shape."""
         self.rows, self.order = len(self.order), list(range(len(self.order)))
@@ -67,8 +71,8 @@ class GraphBuffers(ABC):
         self.index.zero_()
         self.resting.zero_()
         self.flags.forget()
-        if self.ffn is not None:
-            self.ffn.reset()
+        for rows in self.ffn.reset() if self.ffn is not None else ():
+            self.forget(rows)
         self.prompt_length.fill_(canvas.prompt_length)
         if canvas.attention_mask is not None:
             self.begin.copy_((canvas.attention_mask == 0).sum(-1))

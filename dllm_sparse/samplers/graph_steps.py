@@ -115,6 +115,12 @@ class DiffusionGraphs(GraphBuffers):
         """Whether steps of so many rows were run before."""
         return any(shape[0] == rows for shape in self._shapes)
 
+    def forget(self, rows: int) -> None:
+        """Steps of B * T = `rows` tokens must be captured anew."""
+        for (batch, tokens, _), shape in self._shapes.items():
+            if batch * tokens == rows:
+                shape.step.forget()
+
     def begin_block(self, ended: list[bool], forwards_left: int, *, leave: bool) -> None:
         """Wakes all rows of the canvas that have not `ended` [B]; no cache is kept: a full forward comes next."""
         resting = [ended[row] for row in self.order]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from dllm_sparse.kernels.cpu import sparse_matvec, wanted_outputs
 from dllm_sparse.kernels.dispatch import CPU_MOST_TOKENS, cpu_pays, resolve_backend
+from dllm_sparse.kernels.listing import list_kept
 from dllm_sparse.kernels.storage import by_input, by_output
-from dllm_sparse.kernels.streaming import Listed, Scratch, can_stream, stream_matmul
+from dllm_sparse.kernels.streaming import Scratch, can_stream, stream_matmul
 from dllm_sparse.models.feed_forward import FeedForward, Tap
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.sparsity.config import SparsityConfig
@@ -95,7 +96,7 @@ class CpuFFN(MaskedFFN):
 class TritonFFN(MaskedFFN):
     """Skips the channels that no token of a short forward kept, by the GPU's list kernel, whatever made the masks.
 
-    For forwards outside captured steps: finding the list waits for the device, which decoding as graphs does not.
+    For forwards outside captured steps; it waits for nothing either.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -110,15 +111,9 @@ class TritonFFN(MaskedFFN):
         """A linear layer on masked values [B, T, K] -> [B, T, N]."""
         rows = values.flatten(0, -2)
         weight = by_input(linear)
-        kept = (rows != 0).any(0).nonzero().flatten()
-        if not can_stream(rows, weight) or len(kept) == rows.shape[1]:
+        if not can_stream(rows, weight):
             return super().product(linear, values)
-        packed = torch.empty_like(rows)
-        packed[:, : len(kept)] = rows[:, kept]
-        index = torch.zeros(rows.shape[1], dtype=torch.int32, device=rows.device)
-        index[: len(kept)] = kept.int()
-        listed = Listed(packed, index, torch.tensor([len(kept)], dtype=torch.int32, device=rows.device))
-        return stream_matmul(listed, weight, self._scratch, bias=linear.bias).view(*values.shape[:-1], -1)
+        return stream_matmul(list_kept(rows), weight, self._scratch, bias=linear.bias).view(*values.shape[:-1], -1)
 
 
 def sparse_ffn(config: SparsityConfig, lm: LanguageModel) -> MaskedFFN:

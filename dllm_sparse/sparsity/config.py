@@ -37,8 +37,9 @@ class SparsityConfig:
     |v_j| * ||W_:,j|| of the matrix that consumes v. `schedule` maps the step fraction in [0, 1] to p: a function, or
     points (fraction, p) joined by straight lines. `refresh_every=k` recomputes the masks at every k-th step only.
     `gate_input="dense"` masks the input of the up projection only, as the published LLaDA hook did. `where="faster"`:
-    steps decoded as CUDA graphs mask only where skipping beats the dense product, as decided at the first forward of
-    a shape; the rest runs dense and counts as kept. `layers`: only these are masked and counted (None: all).
+    steps decoded as CUDA graphs mask only where skipping beats the dense product; the rest runs dense and counts as
+    kept. The first forward of a shape masks everywhere, and its counts decide; those of every generation since decide
+    again when it has ended. `layers`: only these are masked and counted (None: all).
     `layer_p`: the knob of every layer, in place of one p for all.
 
     Raises UsageError for a value outside what is allowed.

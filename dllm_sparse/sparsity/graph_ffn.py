@@ -1,47 +1,30 @@
 """The sparsified FFN inside captured forwards: select, skip what nobody kept, count; nothing read by the host.
 
-Masks are those of the plain path (top-p per token on the 16-bit values, ties kept); every forward recomputes them.
-Whether a product reads only the listed rows of its weight or all of them is decided per layer and site when a shape
-is captured, from how many channels its first forward kept together.
+Masks are those of the plain path (top-p in any scope, ties kept); every forward recomputes them. Whether a product
+reads only the listed rows of its weight or all of them is decided per layer and site when a shape is captured, from how
+many channels its first forward kept together, and again between generations (`kernels/dispatch.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dllm_sparse.engine.forward import FixedForward
-from dllm_sparse.kernels import reference
-from dllm_sparse.kernels.dispatch import listing_pays
+from dllm_sparse.kernels.listing import Listed, list_kept
 from dllm_sparse.kernels.packing import Selected, select
-from dllm_sparse.kernels.streaming import MAX_STREAMED, Listed, add_norm, can_stream, on_gpu, stream_matmul
+from dllm_sparse.kernels.reference import ACTIVATIONS
+from dllm_sparse.kernels.streaming import MAX_STREAMED, add_norm, can_list, linear, on_gpu, stream_matmul
 from dllm_sparse.models.feed_forward import FeedForward
 from dllm_sparse.models.transformer import Block
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
-from dllm_sparse.types import Site, SiteName, TokenClass
+from dllm_sparse.sparsity.graph_rows import GraphRows
+from dllm_sparse.sparsity.scopes import scoped_mask
+from dllm_sparse.types import SiteName, Step, StepContext, TokenClass
 
-SITES: tuple[SiteName, ...] = ("input", "intermediate")
-
-
-@dataclass(slots=True)
-class _Rows:
-    """State of forwards of M rows; layers and sites in front: keys, kept [L, 2, M] and union [L, 2], int32.
-
-    `union`, the channels some row kept, is measured at every forward where the list is made (padding is in it then, so
-    forwards with padding do not count), and else until `settled`: finding it costs more than the products could save.
-    """
-
-    keys: Tensor
-    kept: Tensor
-    union: Tensor
-    listing: list[list[bool]]
-    dense: list[list[bool]]
-    listed: Tensor  # [L, 2] bool: the union comes from the list
-    exact: Tensor  # [L, 2] bool: it is measured without padding, or known
-    settled: bool = False
+SITES: tuple[SiteName, ...] = ("input", "gate", "intermediate")
+"""The sites it can mask."""
 
 
 class GraphSparseFFN:
@@ -50,46 +33,35 @@ class GraphSparseFFN:
     def __init__(self, forward: FixedForward, config: SparsityConfig, *, always: bool) -> None:
         self.forward, self.config, self._always = forward, config, always
         net = forward.net.config
-        self._shape = (net.layers, len(SITES))
-        self._widths = (net.width, net.ffn_width)
+        self._widths = {name: net.width if name == "input" else net.ffn_width for name in config.site_names}
+        self._places = {name: place for place, name in enumerate(config.site_names)}
         self._device = forward.net.embedding.weight.device
         knobs = [[config.p_at(0.0, layer)] for layer in range(net.layers)]
         self._p = torch.tensor(knobs, dtype=torch.float64, device=self._device)
-        self._rows: dict[int, _Rows] = {}
-        self._classes = torch.zeros(0)
-        self._entries = torch.tensor(self._widths, device=self._device)
-        self._kept = torch.zeros((*self._shape, len(TokenClass)), dtype=torch.int64, device=self._device)
-        self._tokens = torch.zeros(len(TokenClass), dtype=torch.int64, device=self._device)
-        self._union = torch.zeros(self._shape, dtype=torch.int64, device=self._device)
-        self._union_calls = torch.zeros(self._shape, dtype=torch.int64, device=self._device)
-        self._call_sparsity = torch.zeros(self._shape, dtype=torch.float64, device=self._device)
-        self._calls = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._rows: dict[int, GraphRows] = {}
+        self._context = StepContext(Step(0, 1), torch.zeros(0))
 
     @property
     def on_gpu(self) -> bool:
         """Whether the kernels ran, rather than their plain twins."""
         return on_gpu(self.forward.net.embedding.weight)
 
-    def reset(self) -> None:
-        """A generation begins: forgets what was counted."""
-        for total in (self._kept, self._tokens, self._union, self._union_calls, self._call_sparsity, self._calls):
-            total.zero_()
+    def reset(self) -> list[int]:
+        """A generation begins: forgets what was counted; returns the M whose forwards must be captured anew."""
+        stale = [rows for rows, state in self._rows.items() if state.stale]
+        for state in self._rows.values():
+            state.stale = False
+            state.reset()
+        return stale
 
     def begin(self, classes: Tensor) -> None:
         """A forward of tokens with these classes [B, T] begins."""
-        self._classes = classes.flatten()
-        rows = len(self._classes)
+        self._context = StepContext(Step(0, 1), classes)
+        rows = classes.numel()
         if rows not in self._rows:
-            zeros = torch.zeros((*self._shape, rows), dtype=torch.int32, device=self._device)
-            union = torch.zeros(self._shape, dtype=torch.int32, device=self._device)
-            every = [[True] * len(SITES) for _ in range(self._shape[0])]
-            never = [[False] * len(SITES) for _ in range(self._shape[0])]
             long = self.config.where == "faster" and rows > MAX_STREAMED
-            flags = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
-            state = _Rows(zeros, zeros.clone(), union, every, every if long else never, flags, flags.clone())
-            self._rows[rows] = state
-            self._count_dense(state)
-            self._say_how_unions_come(state, rows)
+            layers, lists = self.forward.net.config.layers, self.on_gpu or self._always
+            self._rows[rows] = GraphRows(layers, self._widths, rows, self._device, listing=lists, dense=long)
 
     def __call__(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One layer; see `FFNRunner`."""
@@ -97,116 +69,101 @@ class GraphSparseFFN:
         assert isinstance(ffn, FeedForward)  # masks inside experts are the plain path's
         if delta is not None:
             x = x + delta
-        state = self._rows[x.shape[0]]
-        if "input" in self.config.site_names and not state.dense[ffn.layer][0]:
-            chosen = self._select(ffn.layer, 0, x, (block.ffn_norm.weight, block.ffn_norm.eps), ffn.gate_up_proj)
+        norm = (block.ffn_norm.weight, block.ffn_norm.eps)
+        if self._masks("input", ffn.layer):
+            hidden = self._gated(ffn, self._select("input", ffn.layer, x, ffn.gate_up_proj, norm))
+        elif self._masks("gate", ffn.layer):
+            return self._gate_first(ffn, add_norm(x, None, *norm)[1], x)
         else:
-            chosen = Selected(add_norm(x, None, block.ffn_norm.weight, block.ffn_norm.eps)[1], None)
-        if chosen.listed is not None:
-            hidden = self._product(chosen.listed, ffn.gate_up_proj, activation=self.forward.net.config.activation)
-        else:
-            assert chosen.masked is not None
-            hidden = self.forward.gated(ffn, chosen.masked)
-        if "intermediate" not in self.config.site_names or state.dense[ffn.layer][1]:
+            hidden = self.forward.gated(ffn, add_norm(x, None, *norm)[1])
+        if not self._masks("intermediate", ffn.layer):
             return self.forward.residual(hidden, ffn.down_proj, x)
-        chosen = self._select(ffn.layer, 1, hidden, None, ffn.down_proj)
+        return self._down(ffn, self._select("intermediate", ffn.layer, hidden, ffn.down_proj), x)
+
+    def end(self) -> None:
+        """Adds this forward's counts to the totals."""
+        classes = self._context.token_class.flatten()
+        self._rows[len(classes)].add(classes)
+
+    def settle(self, rows: int) -> None:
+        """Decides how the products of M rows run, from their first forward."""
+        faster = self.config.where == "faster"
+        self._rows[rows].settle(always=self._always, on_gpu=self.on_gpu, or_dense=faster)
+
+    def collect(self, counts: SparsityCounts) -> None:
+        """Adds the totals to `counts`, and from them decides again how products run; waits for the device."""
+        for state in self._rows.values():
+            state.collect(counts)
+            if self.on_gpu and not self._always:
+                state.decide_again(or_dense=self.config.where == "faster")
+
+    def _masks(self, name: SiteName, layer: int) -> bool:
+        state = self._rows[self._context.token_class.numel()]
+        return name in self._places and not state.dense[layer][self._places[name]]
+
+    def _gated(self, ffn: FeedForward, chosen: Selected) -> Tensor:
+        """act(gate) * up of a masked input."""
+        if chosen.listed is not None:
+            return self._product(chosen.listed, ffn.gate_up_proj, activation=self.forward.net.config.activation)
+        assert chosen.masked is not None
+        return self.forward.gated(ffn, chosen.masked)
+
+    def _gate_first(self, ffn: FeedForward, normed: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Masks the gate alone; then only the rows of `down_proj` that it kept are read.
+
+        The columns of up that it kept are not picked out: the weight is stored by input, where 16 neighbouring outputs
+        share the 32 bytes memory gives at least, so that at density d a share 1 - (1 - d)^16 of them is read anyway:
+        all but 2e-5 at d = 0.5, 81 % at 0.1. Stored by output they could be, but then no input could be skipped.
+        """
+        gate, up = linear(normed, ffn.gate_up_proj, self.forward.scratch).chunk(2, dim=-1)
+        gate = ACTIVATIONS[self.forward.net.config.activation](gate).contiguous()
+        chosen = self._select("gate", ffn.layer, gate, ffn.down_proj)
+        if chosen.listed is not None:
+            values, rows, length = chosen.listed
+            listed = Listed(values * up.index_select(1, rows.clamp(0, up.shape[1] - 1)), rows, length)
+            return self._down(ffn, Selected(None, listed), x)
+        assert chosen.masked is not None
+        return self._down(ffn, Selected(chosen.masked * up, None), x)
+
+    def _down(self, ffn: FeedForward, chosen: Selected, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x plus the output of masked intermediate values; see `FixedForward.residual`."""
         if chosen.listed is not None:
             return self._product(chosen.listed, ffn.down_proj, residual=x), None
         assert chosen.masked is not None
         return self.forward.residual(chosen.masked, ffn.down_proj, x)
 
-    def end(self) -> None:
-        """Adds this forward's counts to the totals."""
-        state = self._rows[len(self._classes)]
-        member = torch.nn.functional.one_hot(self._classes, len(TokenClass))
-        member[:, TokenClass.PADDING] = 0
-        kept = (state.kept.double() @ member.double()).long()
-        live = member.sum()
-        self._kept += kept
-        self._tokens += member.sum(0)
-        clean = (self._classes != TokenClass.PADDING).all()
-        counted = (state.exact | (state.listed & clean)) & (live > 0)
-        self._union += torch.where(counted, state.kept[..., 0] if len(self._classes) == 1 else state.union, 0)
-        self._union_calls += counted
-        entries = live * self._entries
-        self._call_sparsity += torch.where(live > 0, 1 - kept.sum(-1).double() / entries.clamp_min(1), 0.0)
-        self._calls += live > 0
-
-    def settle(self, rows: int) -> None:
-        """Lists the kept channels only where the first forward of M rows kept few enough of them together."""
-        state = self._rows[rows]
-        union = state.kept[..., 0] if rows == 1 else state.union
-        density = union.double().cpu() / torch.tensor(self._widths)
-        pays = [[self._always or listing_pays(rows, d) for d in layer] for layer in density.tolist()]
-        state.listing = [[self.on_gpu and one for one in layer] for layer in pays]
-        if self.config.where == "faster":
-            state.dense = [[not listed for listed in layer] for layer in state.listing]
-            self._count_dense(state)
-        state.settled = self.on_gpu  # elsewhere measuring costs nothing that matters
-        self._say_how_unions_come(state, rows)
-
-    def _say_how_unions_come(self, state: _Rows, rows: int) -> None:
-        """Fixes, for the forwards to come, where the union is found and whether padding is in it."""
-        for layer, sites in enumerate(state.listing):
-            for place, listing in enumerate(sites):
-                lists = listing and self.on_gpu and rows <= MAX_STREAMED and not state.dense[layer][place]
-                state.listed[layer, place] = lists
-                known = state.dense[layer][place] or rows == 1
-                state.exact[layer, place] = known or (not lists and not state.settled)
-
-    def _count_dense(self, state: _Rows) -> None:
-        """Sites that run dense keep everything."""
-        for layer, sites in enumerate(state.dense):
-            for place, width in enumerate(self._widths):
-                if sites[place]:
-                    state.kept[layer, place] = width
-                    state.union[layer, place] = width
-
-    def collect(self, counts: SparsityCounts) -> None:
-        """Adds the totals to `counts`; waits for the device."""
-        calls = int(self._calls)
-        for layer in range(self._shape[0]):
-            for place, name in enumerate(SITES):
-                if calls and name in self.config.site_names:
-                    counts.add_totals(
-                        Site(layer, name),
-                        self._kept[layer, place],
-                        self._tokens,
-                        self._union[layer, place],
-                        self._call_sparsity[layer, place],
-                        calls,
-                        int(self._union_calls[layer, place]),
-                        self._widths[place],
-                    )
-
     def _select(
-        self, layer: int, place: int, x: Tensor, norm: tuple[Tensor, float] | None, consumer: torch.nn.Linear
+        self, name: SiteName, layer: int, x: Tensor, consumer: nn.Linear, norm: tuple[Tensor, float] | None = None
     ) -> Selected:
-        state = self._rows[x.shape[0]]
+        """Masks rows [M, n] at a site; listed where that was decided and the consumer can read a list."""
+        state, place = self._rows[x.shape[0]], self._places[name]
+        state.listable[layer][place] = can_list(x, consumer.weight.t())
+        listing = state.listing[layer][place] and state.listable[layer][place]
         kept, union = state.kept[layer, place], state.union[layer, place : place + 1]
-        if not on_gpu(x):
-            p = self.config.p_at(0.0, layer)
-            values = x if norm is None else reference.rms_norm(x, *norm)
-            chosen = Selected(reference.select(values, p), None)
-            assert chosen.masked is not None
-            kept.copy_(chosen.masked.count_nonzero(-1))
+        if self.config.scope == "token":
+            keys = state.keys[layer, place]
+            chosen = select(x, self._p[layer], keys, kept, norm=norm, listing=listing, count=union)
         else:
-            listing = state.listing[layer][place] and can_stream(x, consumer.weight.t())
-            chosen = select(x, self._p[layer], state.keys[layer, place], kept, norm=norm, listing=listing, count=union)
-        if chosen.listed is None and not state.settled:
+            masked = self._shared(layer, x if norm is None else add_norm(x, None, *norm)[1])
+            kept.copy_(masked.count_nonzero(-1))
+            chosen = Selected(masked, list_kept(masked, union) if listing else None)
+        if chosen.listed is None and state.measures:
             assert chosen.masked is not None
-            counted = (self._classes != TokenClass.PADDING)[:, None]
+            counted = (self._context.token_class.flatten() != TokenClass.PADDING)[:, None]
             union.copy_(((chosen.masked != 0) & counted).any(0).sum())
         return chosen
 
+    def _shared(self, layer: int, x: Tensor) -> Tensor:
+        """Rows [M, n] masked by groups or by sequences, as the plain path does."""
+        values = x.view(*self._context.token_class.shape, -1)
+        p = self.config.p_at(0.0, layer)
+        keep = scoped_mask(values, p, self.config, self._context, None, check=False)
+        return torch.where(keep, values, 0).flatten(0, 1)
+
     def _product(
-        self,
-        listed: Listed,
-        layer: torch.nn.Linear,
-        *,
-        activation: str | None = None,
-        residual: Tensor | None = None,
+        self, listed: Listed, layer: nn.Linear, *, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        weight = layer.weight.t()
         scratch = self.forward.scratch
-        return stream_matmul(listed, weight, scratch, activation=activation, bias=layer.bias, residual=residual)
+        return stream_matmul(
+            listed, layer.weight.t(), scratch, activation=activation, bias=layer.bias, residual=residual
+        )

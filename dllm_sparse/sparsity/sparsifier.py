@@ -22,7 +22,7 @@ from dllm_sparse.models.transformer import Attention
 from dllm_sparse.sparsity.backends import MaskedFFN, sparse_ffn
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
-from dllm_sparse.sparsity.graph_ffn import GraphSparseFFN
+from dllm_sparse.sparsity.graph_ffn import SITES, GraphSparseFFN
 from dllm_sparse.sparsity.scopes import scoped_mask
 from dllm_sparse.types import (
     ATTENTION_SITES,
@@ -82,11 +82,10 @@ class Sparsifier(GraphableObserver):
         config = self.config
         plain = (
             config.rule != "top_p"
-            or config.scope != "token"
             or config.score != "magnitude"
             or config.ties != "keep"
             or config.gate_input != "masked"
-            or config.sites in ("up", "gate", "all_linear")
+            or any(name not in SITES for name in config.site_names)
             or config.schedule is not None
             or config.refresh_every > 1
             or config.layers is not None
@@ -96,7 +95,8 @@ class Sparsifier(GraphableObserver):
         identity = any(config.is_identity(p) for p in config.layer_p or (config.p,))
         if plain or identity or self._observers or not self.apply:
             return None
-        return repr((config.p, config.layer_p, config.sites, config.backend, config.where))
+        shared = (config.scope, config.group_size)
+        return repr((config.p, config.layer_p, config.sites, config.backend, config.where, *shared))
 
     def graph_ffn(self, forward: FixedForward) -> FFNRunner:
         """The FFN of captured forwards."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dllm_sparse.kernels import reference
 from dllm_sparse.kernels.cached_attention import Span, attend, rotate_and_store
-from dllm_sparse.kernels.streaming import Listed, Scratch, add_norm, choose, glu, stream_matmul
+from dllm_sparse.kernels.listing import Listed
+from dllm_sparse.kernels.streaming import Scratch, add_norm, choose, glu, stream_matmul
 from dllm_sparse.kernels.tuning import Tile
 
 pytestmark = [

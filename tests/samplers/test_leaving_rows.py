@@ -135,7 +135,8 @@ def test_both_executions_count_the_same_masks(kind: str, rule: dict[str, float])
     assert torch.equal(plain.ids, graphed.ids)
     assert (plain.commit_step == -1).any()
     for key in ("sparsity", "by_token_class", "exploitable"):
-        assert plain.sparsity_report[key] == graphed.sparsity_report[key]
+        for name, value in plain.sparsity_report[key].items():  # sums per number of rows fed: the last bit may differ
+            assert graphed.sparsity_report[key][name] == pytest.approx(value, abs=1e-12)
 
 
 def test_reused_masks_keep_every_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,18 @@ def test_group_scope_against_a_loop(batch: tuple[Tensor, list[int]], values: dic
             assert torch.equal(got, expected & (group != 0))
 
 
+@pytest.mark.parametrize("ties", ["keep", "trim"])
+@pytest.mark.parametrize("scope", ["token", "group", "sequence"])
+def test_unchecked_masks_are_the_same_and_keep_what_is_not_finite(scope: Any, ties: Any) -> None:
+    v = torch.randn(2, 7, 12, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    config = ds.SparsityConfig(p=0.6, scope=scope, group_size=3, ties=ties)
+    where = context([0, 2], 7)
+    assert torch.equal(*(scoped_mask(v, 0.6, config, where, None, check=check) for check in (True, False)))
+    for bad in (torch.nan, torch.inf):
+        v[0, 4, 5] = bad
+        assert scoped_mask(v, 0.6, config, where, None, check=False)[0, 4, 5]
+
+
 @given(batches(), configs)
 def test_sequence_scope_is_the_rule_over_the_real_tokens_of_a_row(
     batch: tuple[Tensor, list[int]], values: dict[str, Any]
