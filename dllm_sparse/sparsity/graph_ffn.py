@@ -21,7 +21,7 @@ from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
 from dllm_sparse.sparsity.graph_rows import GraphRows
 from dllm_sparse.sparsity.scopes import scoped_mask
-from dllm_sparse.types import SiteName, Step, StepContext, TokenClass
+from dllm_sparse.types import NonFiniteActivations, SiteName, Step, StepContext, TokenClass
 
 SITES: tuple[SiteName, ...] = ("input", "gate", "intermediate")
 """The sites it can mask."""
@@ -40,6 +40,8 @@ class GraphSparseFFN:
         self._p = torch.tensor(knobs, dtype=torch.float64, device=self._device)
         self._rows: dict[int, GraphRows] = {}
         self._context = StepContext(Step(0, 1), torch.zeros(0))
+        self._forward = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._broken_at = torch.full_like(self._forward, -1)  # the first forward with NaN or Inf
 
     @property
     def on_gpu(self) -> bool:
@@ -52,6 +54,8 @@ class GraphSparseFFN:
         for state in self._rows.values():
             state.stale = False
             state.reset()
+        self._forward.zero_()
+        self._broken_at.fill_(-1)
         return stale
 
     def begin(self, classes: Tensor) -> None:
@@ -65,6 +69,12 @@ class GraphSparseFFN:
 
     def __call__(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One layer; see `FFNRunner`."""
+        x, delta = self._masked(block, x, delta)
+        if block is self.forward.net.blocks[-1]:
+            self._watch(x if delta is None else x + delta)
+        return x, delta
+
+    def _masked(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         ffn = block.ffn
         assert isinstance(ffn, FeedForward)  # masks inside experts are the plain path's
         if delta is not None:
@@ -84,6 +94,7 @@ class GraphSparseFFN:
         """Adds this forward's counts to the totals."""
         classes = self._context.token_class.flatten()
         self._rows[len(classes)].add(classes)
+        self._forward += 1
 
     def settle(self, rows: int) -> None:
         """Decides how the products of M rows run, from their first forward."""
@@ -91,11 +102,27 @@ class GraphSparseFFN:
         self._rows[rows].settle(always=self._always, on_gpu=self.on_gpu, or_dense=faster)
 
     def collect(self, counts: SparsityCounts) -> None:
-        """Adds the totals to `counts`, and from them decides again how products run; waits for the device."""
+        """Adds the totals to `counts`, and from them decides again how products run; waits for the device.
+
+        Raises NonFiniteActivations where a forward met NaN or Inf.
+        """
+        if (step := int(self._broken_at)) >= 0:
+            raise NonFiniteActivations(
+                f"NaN or Inf in the activations at step {step}; execution 'eager' names layer and site"
+            )
         for state in self._rows.values():
             state.collect(counts)
             if self.on_gpu and not self._always:
                 state.decide_again(or_dense=self.config.where == "faster")
+
+    def _watch(self, x: Tensor) -> None:
+        """Notes NaN or Inf in what the last layer leaves of real tokens [M, D].
+
+        Masks keep what is not finite, and nothing that is added to it makes it finite: this sees what any layer met.
+        """
+        real = self._context.token_class.flatten() != TokenClass.PADDING
+        broken = (~torch.isfinite(x.sum(-1, dtype=torch.float32)) & real).any()
+        self._broken_at.copy_(torch.where(broken & (self._broken_at < 0), self._forward, self._broken_at))
 
     def _masks(self, name: SiteName, layer: int) -> bool:
         state = self._rows[self._context.token_class.numel()]

@@ -14,6 +14,7 @@ from dllm_sparse.sparsity.graph_ffn import GraphSparseFFN
 from dllm_sparse.sparsity.graph_rows import GraphRows
 from dllm_sparse.sparsity.sparsifier import Sparsifier
 from dllm_sparse.types import NonFiniteActivations, UsageError
+from tests.helpers import tiny_lm
 
 DEVICES = [
     "cpu",
@@ -166,6 +167,32 @@ def test_nan_under_masks_that_wait_for_nothing_is_reported(scope: str) -> None:
     sampler = ds.SamplerConfig(gen_length=8, block_length=8, execution="graph")
     with pytest.raises(NonFiniteActivations, match="step"):
         ds.generate(lm, ["x"], sampler=sampler, sparsity=ds.SparsityConfig(p=0.5, scope=scope))
+
+
+def overflowing(kind: str, device: str) -> ds.LanguageModel:
+    """One layer without attention whose FFN overflows at token 5 and nowhere else."""
+    lm = tiny_lm(kind, layers=1, width=32, head_dim=8, ffn_width=32)
+    block = lm.transformer.blocks[0]
+    block.attention.o_proj.weight.zero_()
+    lm.transformer.embedding.weight[:, 0] = 0
+    lm.transformer.embedding.weight[5, 0] = 1
+    block.ffn.gate_up_proj.weight[[0, 32]] = 0
+    block.ffn.gate_up_proj.weight[[0, 32], 0] = 1e30
+    lm.transformer.to(device, torch.bfloat16 if device == "cuda" else torch.float32)
+    return lm
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])
+def test_inf_that_reaches_no_choice_is_reported_when_the_generation_ends(kind: str, device: str) -> None:
+    lm = overflowing(kind, device)
+    for cache, execution in (("none", "eager"), ("none", "graph"), ("dual", "graph")):
+        sampler = ds.SamplerConfig(gen_length=8, block_length=4, cache=cache, execution=execution)
+        for _ in range(2):
+            with pytest.raises(NonFiniteActivations, match="step 0"):
+                ds.generate(lm, prompt_ids=[[5, 6, 7]], sampler=sampler, sparsity=ds.SparsityConfig(p=0.7))
+            out = ds.generate(lm, prompt_ids=[[4, 6, 7]], sampler=sampler, sparsity=ds.SparsityConfig(p=0.7))
+            assert out.execution == execution  # and the flag is down again
 
 
 @pytest.mark.gpu
