@@ -97,6 +97,8 @@ def compare(
     models = [
         load(name, device=own_device, dtype=dtype, engine=engine) for name in named or ["tiny-diffusion", "tiny-ar"]
     ]
+    for lm in models:
+        sweep.check_sampler(lm, sampler)
     with sweep.SweepProgress(output, first=processes.first) as progress:
         result = run(
             tasks=workload,

@@ -93,6 +93,7 @@ def critical_sparsity(
         allow_code=confirm_run_unsafe_code,
     )
     lm = load(model, device=own_device, dtype=dtype, revision=revision, engine=engine)
+    sweep.check_sampler(lm, sampler)
     with sweep.SweepProgress(output, first=processes.first) as progress:
         report = run(
             lm,

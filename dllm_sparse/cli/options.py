@@ -64,7 +64,11 @@ BackendOpt = Annotated[
 GenLengthOpt = Annotated[int, typer.Option(help="Tokens to generate.", rich_help_panel=_DECODING)]
 StepsOpt = Annotated[int | None, typer.Option(help="Steps; default one per token.", rich_help_panel=_DECODING)]
 BlockLengthOpt = Annotated[
-    int, typer.Option(help="Tokens per semi-autoregressive block; divides --gen-length.", rich_help_panel=_DECODING)
+    int,
+    typer.Option(
+        help="Tokens per semi-autoregressive block; divides --gen-length. Block-causal models have their own.",
+        rich_help_panel=_DECODING,
+    ),
 ]
 TemperatureOpt = Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=_DECODING)]
 CfgScaleOpt = Annotated[float, typer.Option(help="Classifier-free guidance; 0 is off.", rich_help_panel=_DECODING)]
@@ -84,6 +88,23 @@ TopPOpt = Annotated[
     typer.Option(help="Dream: only the likeliest tokens of this total probability.", rich_help_panel=_DECODING),
 ]
 TopKOpt = Annotated[int | None, typer.Option(help="Dream: only the k likeliest tokens.", rich_help_panel=_DECODING)]
+EpsOpt = Annotated[
+    float, typer.Option(help="Dream: the time at which decoding ends, from 1 down.", rich_help_panel=_DECODING)
+]
+MinimalTopKOpt = Annotated[
+    int, typer.Option(help="Block-causal models: commit at least so many tokens a step.", rich_help_panel=_DECODING)
+]
+EditingThresholdOpt = Annotated[
+    float | None,
+    typer.Option(
+        help="Block-causal models: rewrite decoded tokens where another is surer than this (LLaDA2.1: 0.9).",
+        rich_help_panel=_DECODING,
+    ),
+]
+MaxPostStepsOpt = Annotated[
+    int,
+    typer.Option(help="Steps that only edit, at most, once a block has no mask left.", rich_help_panel=_DECODING),
+]
 CacheOpt = Annotated[
     Literal["none", "prefix", "dual"],
     typer.Option(help="Fast-dLLM's approximate KV caches.", rich_help_panel=_DECODING),

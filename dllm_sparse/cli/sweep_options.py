@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from dllm_sparse.evaluation.options import ScoringOptions
+    from dllm_sparse.models.language_model import LanguageModel
     from dllm_sparse.samplers.config import SamplerConfig
 
 _SWEEP = "Sweep"
@@ -109,9 +110,15 @@ def task_sampler(gen_length: int | None, steps: int | None, block_length: int, s
 
     if gen_length is None:
         return None
-    sampler = SamplerConfig(gen_length=gen_length, steps=steps, block_length=block_length, seed=seed)
-    sampler.check_blocks()
-    return sampler
+    return SamplerConfig(gen_length=gen_length, steps=steps, block_length=block_length, seed=seed)
+
+
+def check_sampler(lm: LanguageModel, sampler: SamplerConfig | None) -> None:
+    """Raises UsageError for what this model cannot decode, before anything is scored."""
+    from dllm_sparse.samplers.loops import fitted
+
+    if sampler is not None:
+        fitted(lm, sampler)
 
 
 def scoring_options(**values: Any) -> ScoringOptions:

@@ -50,7 +50,7 @@ class Text(NamedTuple):
         if known:
             raise UsageError(f"generation option {json.dumps(sorted(known))} is not supported here")
         if sampler is None:
-            sampler = _sampler(length)
+            sampler = _sampler(lm, length)
         heat = temperature if sampling else sampler.temperature
         sampler = fitted(lm, replace(sampler, temperature=heat, stop_at_eos=True))
         prompt = encoder.encode(context) or ([] if encoder.prefix is None else [encoder.prefix])
@@ -60,7 +60,10 @@ class Text(NamedTuple):
         return cls(tuple(prompt[-room:]), sampler, (until,) if isinstance(until, str) else tuple(until))
 
 
-def _sampler(length: int) -> SamplerConfig:
+def _sampler(lm: LanguageModel, length: int) -> SamplerConfig:
+    """Blocks that divide the length, unless the model has its own."""
+    if lm.config.block_length is not None or lm.noise == "uniform":
+        return SamplerConfig(gen_length=length)
     block = max(size for size in range(1, min(_BLOCK, length) + 1) if length % size == 0)
     return SamplerConfig(gen_length=length, block_length=block)
 
@@ -94,7 +97,8 @@ def greedy_jobs(
     for index, pair in enumerate(pairs):
         groups.setdefault(len(pair.target), []).append(index)
     for length, members in sorted(groups.items()):
-        sampler = SamplerConfig(gen_length=length, block_length=length, cfg_scale=options.cfg_scale)
+        block = lm.config.block_length or length
+        sampler = SamplerConfig(gen_length=length, block_length=block, cfg_scale=options.cfg_scale)
         ordered = sorted(members, key=lambda index: -len(pairs[index].prompt))
         for part in _parts(ordered, [len(pair.prompt) + length for pair in pairs], lm, options):
             prompts, mask = left_padded(lm, [pairs[index].prompt for index in part])

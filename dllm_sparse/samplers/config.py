@@ -19,7 +19,9 @@ Execution = Literal["auto", "eager", "graph"]
 _TIMESTEP_RULES: tuple[Remasking, ...] = ("entropy", "maskgit_plus", "topk_margin", "origin")
 _TIMESTEP_OPTIONS: Mapping[str, Any] = {"alg_temp": 0.0, "eps": 1e-3}
 _SAMPLING_OPTIONS: Mapping[str, Any] = {"top_p": None, "top_k": None}
-_BLOCK_CAUSAL_OPTIONS: Mapping[str, Any] = {"minimal_topk": 1, "editing_threshold": None, "max_post_steps": 16}
+_EDITING_OPTIONS: Mapping[str, Any] = {"max_post_steps": 16}
+_BLOCK_CAUSAL_OPTIONS: Mapping[str, Any] = {"minimal_topk": 1, "editing_threshold": None, **_EDITING_OPTIONS}
+_DEFAULT_BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,12 @@ class SamplerConfig:
     restrict the tokens. Without a cache the canvas is one block: `block_length` becomes `gen_length`. With one, every
     block runs through the times.
 
-    A block-causal model (LLaDA2, SDAR) decodes in its own blocks, which need not divide `gen_length`; `steps` are split
-    over ceil(gen_length / block). A step commits the tokens surer than `threshold`, or where those are fewer its quota
-    of the surest, at least `minimal_topk`. `editing_threshold` lets a step rewrite the block's decoded tokens that it
-    is surer about, for up to `max_post_steps` more steps once none is masked (LLaDA2.1). `top_k`, then `top_p` restrict
-    the tokens sampled at a temperature; confidence is the probability under that distribution.
+    A block-causal model (LLaDA2, SDAR) decodes in its own blocks, which need not divide `gen_length`; `block_length` is
+    left at its default or names them, and `steps` are split over ceil(gen_length / block). A step commits the tokens
+    surer than `threshold`, or where those are fewer its quota of the surest, at least `minimal_topk`.
+    `editing_threshold` lets a step rewrite the block's decoded tokens that it is surer about, for up to
+    `max_post_steps` more steps once none is masked (LLaDA2.1). `top_k`, then `top_p` restrict the tokens sampled at a
+    temperature; confidence is the probability under that distribution.
 
     Autoregressive: only gen_length, temperature, stop_at_eos, the eos ids, execution and seed are used.
 
@@ -55,7 +58,7 @@ class SamplerConfig:
 
     gen_length: int = 128
     steps: int | None = None
-    block_length: int = 32
+    block_length: int = _DEFAULT_BLOCK
     temperature: float = 0.0
     cfg_scale: float = 0.0
     remasking: Remasking = "low_confidence"
@@ -144,14 +147,24 @@ class SamplerConfig:
                 self._refuse(_SAMPLING_OPTIONS, f"remasking {self.remasking!r}", ", ".join(_TIMESTEP_RULES))
             self.check_blocks()
             return self
+        own = replace(self, block_length=model.block_length)
+        self._check_block_causal(model.block_length)
+        own._check_steps()
+        return own
+
+    def _check_block_causal(self, block_length: int) -> None:
         rules = {"remasking": ("low_confidence", "random"), "cache": ("none",), "confidence_eos_eot_inf": (False,)}
         for name, allowed in rules.items():
             if getattr(self, name) not in allowed:
                 names = ", ".join(str(value) for value in allowed)
                 raise UsageError(f"{name} is {getattr(self, name)}; a block-causal model allows: {names}")
-        own = replace(self, block_length=model.block_length)
-        own._check_steps()
-        return own
+        if self.block_length not in (_DEFAULT_BLOCK, block_length):
+            raise UsageError(
+                f"block_length is {self.block_length}, but this block-causal model decodes in its own blocks of "
+                f"{block_length} tokens; leave block_length out"
+            )
+        if self.editing_threshold is None:
+            self._refuse(_EDITING_OPTIONS, "decoding without editing_threshold", "decoding with one, such as 0.9")
 
     def check_blocks(self) -> None:
         """Raises UsageError, with a working suggestion, unless blocks divide the canvas and the steps."""

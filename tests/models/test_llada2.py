@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import dllm_sparse as ds
 from dllm_sparse.models.shapes import SHAPES
 from dllm_sparse.types import CheckpointError, DllmSparseError
 from tests.families import llada2, write_checkpoint
-from tests.helpers import random_ids
+from tests.helpers import Recorder, random_ids
 from tests.models import plain_moe
 
 BIAS = "model.layers.1.mlp.gate.expert_bias"
@@ -136,3 +137,50 @@ def test_the_shape_of_the_public_checkpoint_is_this_layout() -> None:
     assert config.moe is not None
     assert (config.moe.dense_layers, config.moe.shared_experts, config.dense_layers) == (1, 1, 1)
     assert (config.mask_token_id, config.eos_token_id) == (156895, 156892)
+
+
+def masked_glu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """`plain_moe.glu` of one vector under top-p at 0.6 of what enters it and of what leaves its product."""
+    x = x * ds.top_p_mask(x, 0.6)
+    opened = gate @ x
+    hidden = opened * torch.sigmoid(opened) * (up @ x)
+    return down @ (hidden * ds.top_p_mask(hidden, 0.6))
+
+
+def test_masks_act_inside_every_expert_the_shared_one_and_the_dense_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, tensors = llada2(block_size=4, num_shared_experts=2)
+    lm, ids, recorder = load(tmp_path, config, tensors), random_ids(1, 10, vocabulary=256), Recorder()
+    dense = lm.logits(ids)
+    with ds.sparsify(lm, ds.SparsityConfig(p=0.6), observers=(recorder,)) as handle:
+        sparse = lm.logits(ids)
+    monkeypatch.setattr(plain_moe, "glu", masked_glu)
+    expected = plain_moe.llada2_logits(ids[0], tensors, config)
+    torch.testing.assert_close(sparse[0], expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(sparse, dense, atol=1e-2)
+    with ds.sparsify(lm, ds.SparsityConfig(p=1.0)):
+        assert torch.equal(lm.logits(ids), dense)
+    places = {(site.layer, site.expert >= 0) for site, *_ in recorder.masks}
+    assert places == {(0, False), (1, False), (1, True), (2, False), (2, True)}
+    widths = {(site.expert >= 0, keep.shape[-1]) for site, _, keep, _ in recorder.masks if site.layer == 1}
+    assert widths == {(False, 32), (False, 2 * 24), (True, 32), (True, 24)}
+    rows = [row for row in handle.counts.by_expert() if row["site"] == "input"]
+    for layer in (1, 2):
+        assert sum(row["tokens"] for row in rows if row["layer"] == layer and row["expert"] >= 0) == 3 * 10
+
+
+def test_routing_counts_are_those_of_the_plain_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, tensors = llada2(block_size=4)
+    lm, ids = load(tmp_path, config, tensors), random_ids(1, 10, vocabulary=256)
+    with ds.sparsify(lm, ds.SparsityConfig(p=1.0)) as handle:
+        lm.logits(ids)
+    counted = {
+        (row["layer"], row["expert"]): row["tokens"] for row in handle.counts.by_expert() if row["site"] == "input"
+    }
+    seen: list[list[int]] = []
+    chosen = plain_moe.chosen
+    monkeypatch.setattr(plain_moe, "chosen", lambda *a: seen.append(chosen(*a)) or seen[-1])
+    plain_moe.llada2_logits(ids[0], tensors, config)
+    expected = Counter((1 + call // 10, expert) for call, experts in enumerate(seen) for expert in experts)
+    assert {place: tokens for place, tokens in counted.items() if place[1] >= 0} == expected

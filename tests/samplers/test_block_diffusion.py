@@ -12,9 +12,9 @@ from torch import Tensor
 
 import dllm_sparse as ds
 from dllm_sparse.samplers.confidence import pick_by_threshold_or_quota
-from dllm_sparse.samplers.schedule import transfer_counts
 from dllm_sparse.types import TokenClass, UsageError
 from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
+from tests.samplers.plain_blocks import recompute
 
 MASK, EOS = 39, 38
 PROMPTS = [random_ids(1, length, seed=length)[0] for length in (14, 9, 2)]
@@ -36,54 +36,9 @@ def run(lm: ds.LanguageModel, ids: Tensor, mask: Tensor | None = None, **options
 
 
 def plain(lm: ds.LanguageModel, prompt: Tensor, config: ds.SamplerConfig) -> tuple[Tensor, int]:
-    """Every step recomputes the whole prefix, as LLaDA2's own `generate` does; greedy, quota or threshold, editing.
-
-    Returns the ids [P + gen_length] and the forwards a cache of finished blocks needs: one for whole blocks of the
-    prompt, one a step, one for every finished block but the last whose tokens its last forward did not see.
-    """
-    size = lm.config.block_length
-    assert size is not None
-    whole = -(-(len(prompt) + config.gen_length) // size)
-    x = torch.cat((prompt, torch.full((whole * size - len(prompt),), MASK)))
-    per_block = config.steps // -(-config.gen_length // size) if config.steps else size
-    quotas = [max(count, config.minimal_topk) for count in transfer_counts(size, per_block) if count]
-    forwards = int(len(prompt) >= size)
-    for block in range(len(prompt) // size, whole):
-        begin, end = block * size, (block + 1) * size
-        step = posts = 0
-        changed = True
-        while True:
-            masked = x[begin:end] == MASK
-            if not masked.any():
-                posts += 1
-                if config.editing_threshold is None or posts > config.max_post_steps:
-                    break
-            odds = lm.logits(x[None, :end])[0, begin:end].softmax(-1)
-            forwards += 1
-            sure, tokens = odds.max(-1)
-            write = torch.zeros_like(masked)
-            if masked.any():
-                confidence = sure.masked_fill(~masked, -1.0)
-                high = confidence > (2.0 if config.threshold is None else config.threshold)
-                if high.sum() >= quotas[step]:
-                    write = high
-                else:
-                    write[confidence.topk(min(quotas[step], int(masked.sum()))).indices] = True
-                step += 1
-            edits = torch.zeros_like(masked)
-            if config.editing_threshold is not None:
-                ours = torch.arange(begin, end) >= len(prompt)
-                edits = ours & ~masked & (sure > config.editing_threshold) & (tokens != x[begin:end])
-            x[begin:end] = torch.where(write | edits, tokens, x[begin:end])
-            changed = bool((write | edits).any())
-            if not masked.any() and not edits.any():
-                break
-        ended = config.stop_at_eos and bool((x[len(prompt) :] == EOS).any())
-        if ended:
-            x[end:] = EOS
-            break
-        forwards += int(changed and block + 1 < whole)
-    return x[: len(prompt) + config.gen_length], forwards
+    """The procedure restated, on the model's own logits."""
+    assert lm.config.block_length is not None
+    return recompute(lambda ids: lm.logits(ids[None])[0], prompt, config, lm.config.block_length, MASK, EOS)
 
 
 @settings(max_examples=40, deadline=None)
@@ -101,7 +56,8 @@ def test_the_loop_is_the_procedure_restated(
 ) -> None:
     lm = tiny_lm(seed=seed, block_length=block)
     lm.transformer.head.weight[EOS] *= 1.5
-    values = {"gen_length": generated, "editing_threshold": editing, "max_post_steps": 3, "stop_at_eos": stop, **rule}
+    edits = {} if editing is None else {"editing_threshold": editing, "max_post_steps": 3}
+    values = {"gen_length": generated, "stop_at_eos": stop, **edits, **rule}
     prompt = random_ids(1, length, seed=seed)
     out = run(lm, prompt, **values)
     ids, forwards = plain(lm, prompt[0], ds.SamplerConfig(**values))
@@ -248,6 +204,8 @@ def test_the_rule_for_sure_tokens() -> None:
         ({"remasking": "entropy"}, "remasking is entropy; a block-causal model allows: low_confidence, random"),
         ({"confidence_eos_eot_inf": True}, "confidence_eos_eot_inf is True"),
         ({"steps": 6}, "steps 6 cannot be split over 4 blocks"),
+        ({"block_length": 8}, "block_length is 8, but this block-causal model decodes in its own blocks of 4 tokens"),
+        ({"max_post_steps": 3}, "max_post_steps is 3, but decoding without editing_threshold does not use it"),
         ({"execution": "graph"}, "execution 'graph' cannot run this: a block-causal model"),
     ],
 )
