@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.models.language_model import LanguageModel, rotary_positions
-from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.uniform_likelihood import denoised
 from dllm_sparse.types import Step, StepContext, TokenClass
 
@@ -149,15 +148,13 @@ def _guided(lm: LanguageModel, batch: Batch, cfg_scale: float) -> Tensor:
 def _continued(lm: LanguageModel, batch: Batch, prefixes: Prefixes) -> Tensor:
     """Logits of rows behind shared prefixes: each prefix runs once, its keys and values are copied to its rows."""
     groups, width = prefixes.ids.shape
-    rows, tokens = batch.ids.shape
-    shared = KVCache(lm.config, groups, width, lm.device, lm.dtype)
+    tokens = batch.ids.shape[1]
+    shared = lm.transformer.new_cache(groups, width)
     none = torch.empty(0, dtype=torch.int64, device=lm.device)
     context = StepContext(Step(0, 1), _classes(lm, prefixes.ids, prefixes.mask))
     options: dict[str, Any] = {"positions": rotary_positions(prefixes.mask), "rows": none}
     lm.transformer(prefixes.ids, attention_mask=prefixes.mask, cache=shared, context=context, **options)
-    cache = KVCache(lm.config, rows, width + tokens, lm.device, lm.dtype)
-    cache.keys[:, :, :, :width] = shared.keys[:, prefixes.of_row]
-    cache.values[:, :, :, :width] = shared.values[:, prefixes.of_row]
+    cache = shared.spread(prefixes.of_row, width + tokens)
     mask = prefixes.mask[prefixes.of_row]
     positions = mask.sum(-1, keepdim=True) + torch.arange(tokens, device=lm.device)
     # Right padding stands behind every causal query, but inside a block everything is seen.

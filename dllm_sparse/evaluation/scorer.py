@@ -95,11 +95,10 @@ class Scorer:
         self, prepared: Prepared, sparsity: SparsityConfig | None = None, advance: Advance | None = None
     ) -> tuple[list[Answer], Measured]:
         """Answers in the order of the requests, and the sparsity measured; every process gets both."""
-        # Only what no later token changes can be shared (transformers' caches are not ours to copy rows of); a
-        # bidirectional model has one plan for every scope.
+        # Only what no later token changes can be shared; a bidirectional model has one plan for every scope.
         token_masks = sparsity is None or sparsity.scope == "token"
         bidirectional = self.lm.kind == "diffusion" and self.lm.config.block_length is None
-        shared = bidirectional or (self.lm.engine == "native" and token_masks)
+        shared = bidirectional or (self.lm.transformer.shares_prefixes and token_masks)
         if shared not in prepared.jobs:
             batches = plan(self.lm, prepared.pairs, self.options, share_prompts=shared)
             cfg_scale = self.options.cfg_scale if self.lm.kind == "diffusion" else 0.0

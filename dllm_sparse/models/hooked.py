@@ -44,6 +44,11 @@ class HookedCache:
     past: Any
     length: int
 
+    def spread(self, rows: Tensor, length: int) -> HookedCache:
+        """A cache of `length` positions that begins with copies of these rows [R]; this one is used up."""
+        self.past.reorder_cache(rows)
+        return HookedCache(self.past, length)
+
 
 class HookedTransformer(Transformer):
     """The native network's interface over a transformers causal LM: same call, same FFN list, other insides."""
@@ -88,6 +93,17 @@ class HookedTransformer(Transformer):
         from transformers import DynamicCache
 
         return HookedCache(DynamicCache(config=self.model.config), length)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Where keys and values are all the model keeps: recurrent states may be continued by single tokens only."""
+        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+        if self.model._is_stateful or not {"cache", "past_key_values"} & set(self._accepted):
+            return False
+        return all(
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in self.new_cache(1, 1).past.layers
+        )
 
     @contextmanager
     def running(self, context: StepContext) -> Iterator[None]:

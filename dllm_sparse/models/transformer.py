@@ -92,6 +92,13 @@ class KVCache:
         view.keys, view.values = self.keys[:, :rows], self.values[:, :rows]
         return view
 
+    def spread(self, rows: Tensor, length: int) -> KVCache:
+        """A new cache of `length` positions that begins with copies of these rows [R], which may repeat."""
+        copied = copy(self)
+        room = (0, 0, 0, length - self.length)
+        copied.keys, copied.values = (F.pad(buffer[:, rows], room) for buffer in (self.keys, self.values))
+        return copied
+
     def take(self, rows: Tensor) -> KVCache:
         """The cache of these rows [R], ascending, which move to the front of the same memory."""
         places = torch.arange(len(rows), device=rows.device)
@@ -227,6 +234,11 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         """Where token ids go."""
         return self.embedding.weight.device
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a cached prefix can be handed to several rows, and continued by several tokens at once."""
+        return True
 
     def new_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` rows of `length` canvas positions."""
