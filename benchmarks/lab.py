@@ -19,85 +19,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import dllm_sparse as ds
+from lab_fits import fit_and_keep
+from lab_runs import Run, all_runs, recipe_of
+
 from dllm_sparse.evaluation.fingerprints import git_revision, versions
-from dllm_sparse.files import write_json
-from dllm_sparse.report.law_pictures import draw_beside
 from dllm_sparse.report.law_points import POINTS_FILE, LawPoint, Measurement, measure_run, read_points
-from dllm_sparse.report.law_text import sentences
 from dllm_sparse.training.data import Prepared, load_prepared, prepare, prepared_for
-from dllm_sparse.training.recipe import DataRecipe, Mix, ModelRecipe, OptimiserRecipe, Recipe
 from dllm_sparse.training.snapshots import log_spaced
-from dllm_sparse.types import Kind
 
 SNAPSHOTS = 14
-WARM_UPS = (0.03, 0.06, 0.1)  # share of a run's tokens left out of the fit; the first was chosen before the runs
-HEAD = 32
-SMALL, LARGE = (160, 6), (256, 9)
-SHAPES = ((128, 9), (224, 3), (288, 2), (384, 1))  # with SMALL five ratios of width to depth at 1.7 to 2.2M parameters
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One model to train: its objective, activation and shape."""
-
-    kind: Kind
-    activation: str
-    width: int
-    layers: int
-
-    @property
-    def name(self) -> str:
-        return f"{'ar' if self.kind == 'autoregressive' else 'diffusion'}-{self.activation}-{self.width}x{self.layers}"
-
-
-def all_runs(shapes_of: tuple[Kind, ...]) -> list[Run]:
-    """The eight law runs, large ones first (they take longest), then the shapes."""
-    kinds: tuple[Kind, ...] = ("diffusion", "autoregressive")
-    runs = [Run(k, a, *size) for size in (LARGE, SMALL) for k in kinds for a in ("relu", "silu")]
-    return runs + [Run(kind, "relu", *shape) for kind in shapes_of for shape in SHAPES]
-
-
-def recipe_of(run: Run, asked: argparse.Namespace) -> Recipe:
-    """One micro-batch a step, constant rate behind the warmup (the stable stage of the paper's schedule)."""
-    scale = 4 if asked.toy else 1
-    width = run.width // scale // 8 * 8 if asked.toy else run.width
-    model: dict[str, Any] = {"width": width, "layers": min(run.layers, 3) if asked.toy else run.layers}
-    length, rows = (48, 8) if asked.toy else (256, 128)
-    return Recipe(
-        name=run.name,
-        seed=asked.seed,
-        steps=asked.steps,
-        model=ModelRecipe(
-            **model,
-            heads=max(width // HEAD, 1),
-            ffn_width=3 * width,
-            max_positions=max(length, 64),
-            activation=run.activation,  # type: ignore[arg-type]
-        ),
-        data=data_recipe(asked),
-        optimiser=OptimiserRecipe(
-            peak_rate=2e-3 if run.width <= 224 else 1.5e-3, warmup_steps=max(asked.steps // 40, 1), final_fraction=1.0
-        ),
-        mix=(Mix(source="stream", length=length, rows=rows),),
-        checkpoint_every=max(asked.steps // 6, 1),
-        evaluate_every=max(asked.steps // 6, 1),
-    )
-
-
-def data_recipe(asked: argparse.Namespace) -> DataRecipe:
-    """What the corpus becomes; all runs share it."""
-    small = {"vocab_size": 420, "held_out_per_mille": 100, "min_characters": 60}
-    return DataRecipe(**small, skill_problems=100) if asked.toy else DataRecipe(vocab_size=4096, skill_problems=1000)
 
 
 def prepared_data(asked: argparse.Namespace) -> Prepared:
@@ -190,64 +127,6 @@ def run_facts(runs: list[Run], points: list[LawPoint], asked: argparse.Namespace
         "versions": versions(),
         "git_revision": git_revision(),
     }
-
-
-def fit_and_keep(points: list[LawPoint], facts: dict[str, Any], asked: argparse.Namespace) -> None:
-    """Fits whatever is measured and keeps small files."""
-    if not points:
-        print("nothing is measured yet")
-        return
-    top_p = [replace(p, activation_ratio=p.top_p_ratio) for p in points if p.top_p_ratio is not None]
-    asked.keep.mkdir(parents=True, exist_ok=True)
-    fitted: dict[str, Any] = {}
-    for name, chosen in (("cett", points), ("top_p", top_p)):
-        with tempfile.TemporaryDirectory() as folder:
-            # The published laws are of CETT-PPL-1 %; beside top-p they would compare two measures.
-            report = ds.activation_laws(chosen, skip_warmup=WARM_UPS[0], published=name == "cett", out=folder)
-            for path in report.files:
-                if path.suffix == ".png":
-                    keep_picture(path, asked.keep / f"{name}_{path.name}")
-                elif path.suffix == ".csv":
-                    shutil.copy(path, asked.keep / f"{name}_{path.name}")
-        fitted[name] = {
-            "sentences": sentences(report.value),
-            "laws": [without_curves(run) for run in report.value["runs"]],
-            "scale": report.value["scale"],
-            "width_depth": report.value["width_depth"],
-            "by_warm_up_left_out": {str(skip): limits(chosen, skip) for skip in WARM_UPS},
-        }
-        if name == "cett" and asked.figure is not None:
-            draw_beside(asked.figure, pictured(report.value), dpi=110)
-        print("\n".join([name, *fitted[name]["sentences"]]))
-    write_json(asked.keep / "lab.json", {**facts, "fits": fitted})
-
-
-def limits(points: list[LawPoint], skip: float) -> dict[str, Any]:
-    """Limit and exponent of every run with more of its beginning left out: do they move?"""
-    keys = ("best", "limit", "limit_low", "limit_high", "alpha", "trend_p_value", "rejected", "determined", "open")
-    rows = ds.activation_laws(points, samples=0, skip_warmup=skip).rows()
-    return {row["run"]: {key: row[key] for key in keys} for row in rows}
-
-
-def pictured(value: dict[str, Any]) -> dict[str, Any]:
-    """The large ReLU models and the published ReLU laws alone."""
-    names = [Run(kind, "relu", *LARGE).name for kind in ("diffusion", "autoregressive")]  # type: ignore[arg-type]
-    curves = [curve for curve in value["published"]["curves"] if curve["form"] == "relu"]
-    runs = [run for run in value["runs"] if run["run"] in names]
-    return {**value, "runs": runs, "published": {**value["published"], "curves": curves}}
-
-
-def keep_picture(source: Path, target: Path) -> None:
-    """A copy in 64 colours, a third of the size: these files live in the repository."""
-    from PIL import Image  # matplotlib needs it, so a picture implies it
-
-    Image.open(source).convert("RGB").quantize(64).save(target, optimize=True)
-
-
-def without_curves(run: dict[str, Any]) -> dict[str, Any]:
-    """A fit without its drawn curve: the parameters say the same."""
-    forms = {name: {k: v for k, v in form.items() if k != "curve"} for name, form in run["forms"].items()}
-    return {**run, "forms": forms}
 
 
 def device_name(asked: argparse.Namespace) -> str:
