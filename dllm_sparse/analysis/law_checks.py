@@ -13,7 +13,8 @@ import numpy as np
 from numpy.polynomial import legendre
 from scipy import optimize, stats
 
-from dllm_sparse.analysis.laws import Array, Form, LawFit, fit_activation_law
+from dllm_sparse.analysis.law_forms import Array, Form
+from dllm_sparse.analysis.laws import LawFit, fit_activation_law
 from dllm_sparse.types import UsageError
 
 _TREND_DEGREE = 3

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize, stats
 
-from dllm_sparse.analysis.laws import Array, LawFit, fit_activation_law
+from dllm_sparse.analysis.law_forms import Array
+from dllm_sparse.analysis.laws import LawFit, fit_activation_law
 
 Interval = tuple[float | None, float | None]
 

@@ -133,7 +133,7 @@ def _beware(row: dict[str, Any]) -> list[tuple[str, bool]]:
 
 def _published_lines(at: float) -> list[str]:
     """The paper's coefficients and what they say at D."""
-    from dllm_sparse.analysis.laws import PUBLISHED, activation_law
+    from dllm_sparse.analysis.law_forms import PUBLISHED, activation_law
 
     headers = ["published", "alpha", "b", "c", "limit A0", f"A at {at:g}B tokens"]
     rows = [

@@ -11,17 +11,9 @@ import numpy as np
 
 from dllm_sparse.analysis.critical import finite
 from dllm_sparse.analysis.law_checks import FormChoice, choose_form, corrected_aic, fit_width_depth, scale_test
+from dllm_sparse.analysis.law_forms import PUBLISHED, Array, Form, activation_law
 from dllm_sparse.analysis.law_limits import limit_interval, open_questions
-from dllm_sparse.analysis.laws import (
-    PUBLISHED,
-    Array,
-    Form,
-    LawFit,
-    activation_law,
-    bootstrap_band,
-    bootstrap_fits,
-    fit_activation_law,
-)
+from dllm_sparse.analysis.laws import LawFit, bootstrap_band, bootstrap_fits, fit_activation_law
 from dllm_sparse.evaluation.fingerprints import git_revision, versions
 from dllm_sparse.report.law_files import write_laws
 from dllm_sparse.report.law_points import LawPoint

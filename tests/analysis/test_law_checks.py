@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from dllm_sparse.analysis.law_checks import choose_form, fit_width_depth, scale_test, trend_p_value
-from dllm_sparse.analysis.laws import (
-    PUBLISHED,
-    Form,
-    activation_law,
-    bootstrap_band,
-    bootstrap_fits,
-    fit_activation_law,
-)
+from dllm_sparse.analysis.law_forms import PUBLISHED, Form, activation_law
+from dllm_sparse.analysis.laws import bootstrap_band, bootstrap_fits, fit_activation_law
 from dllm_sparse.types import UsageError
 
 TOKENS = np.geomspace(2, 300, 14)  # as many as a run has checkpoints

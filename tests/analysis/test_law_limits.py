@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dllm_sparse.analysis.law_forms import PUBLISHED, Form, activation_law
 from dllm_sparse.analysis.law_limits import limit_interval, open_questions
-from dllm_sparse.analysis.laws import PUBLISHED, Form, LawFit, activation_law, fit_activation_law
+from dllm_sparse.analysis.laws import LawFit, fit_activation_law
 
 TOKENS = np.geomspace(2, 300, 14)
 

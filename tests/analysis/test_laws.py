@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import dllm_sparse as ds
-from dllm_sparse.analysis.laws import PUBLISHED, Form, activation_law, bootstrap_fits
+from dllm_sparse.analysis.law_forms import PUBLISHED, Form, activation_law
+from dllm_sparse.analysis.laws import bootstrap_fits
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "cett.json").read_text())["scaling_laws"]
 TOKENS = np.geomspace(1.5, 300, 40)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dllm_sparse.analysis.laws import PUBLISHED, Form, activation_law
+from dllm_sparse.analysis.law_forms import PUBLISHED, Form, activation_law
 from dllm_sparse.report.law_points import LawPoint, read_points
 from dllm_sparse.report.law_text import sentences
 from dllm_sparse.report.laws import PUBLISHED_PARAMETERS, activation_laws
