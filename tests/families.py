@@ -144,6 +144,11 @@ def llada2(**changes: Any) -> Checkpoint:
         **SPECIAL,
         **changes,
     }
+    return config, random_tensors(llada2_shapes(config))
+
+
+def llada2_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a LLaDA2 checkpoint."""
     width, head, heads = config["hidden_size"], config["head_dim"], config["num_attention_heads"]
     shapes: dict[str, tuple[int, ...]] = {
         "model.word_embeddings.weight": (config["vocab_size"], width),
@@ -165,7 +170,7 @@ def llada2(**changes: Any) -> Checkpoint:
         shapes |= glu_shapes(f"{root}.mlp.shared_experts", width, inner * config["num_shared_experts"])
         for expert in range(config["num_experts"]):
             shapes |= glu_shapes(f"{root}.mlp.experts.{expert}", width, inner)
-    return config, random_tensors(shapes)
+    return shapes
 
 
 def golden_copy(name: str) -> Callable[[Path], None]:

@@ -75,6 +75,9 @@ def export_model(
         config.qk_norm
         or config.logit_shift
         or config.rope_scaling
+        or config.partial_rotary != 1
+        or config.block_length is not None
+        or config.moe is not None
         or config.causal != (FAMILIES[family].kind == "autoregressive")
     ):
         raise UnsupportedArchitecture(f"the {family} format cannot hold this model: {config}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import dllm_sparse as ds
-from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.models.config import MoEConfig, TransformerConfig
 from dllm_sparse.models.export import export_model
 from dllm_sparse.models.resolve import BUNDLED_FOLDER
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.types import UnsupportedArchitecture
+from tests.helpers import tiny_lm
 
 IDS = torch.tensor([[1, 5, 17, 30], [2, 9, 9, 0]])
 
@@ -42,6 +44,15 @@ def test_transformers_reads_the_llama_format(tied: bool, tmp_path: Path) -> None
     transformer = build(causal=True, tied=tied)
     theirs = LlamaForCausalLM.from_pretrained(export_model(transformer, tmp_path, "llama", dtype=torch.float32))
     assert torch.allclose(theirs(IDS).logits, transformer(IDS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"block_length": 4}, {"partial_rotary": 0.5}, {"moe": MoEConfig(experts=4, experts_per_token=2, expert_width=8)}],
+)
+def test_other_architectures_are_not_written_as_llada(facts: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="llada format cannot hold this model"):
+        export_model(tiny_lm(**facts).transformer, tmp_path, "llada")
 
 
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ import pytest
 import torch
 
 import dllm_sparse as ds
+from dllm_sparse.models.checkpoint_config import read_config
+from dllm_sparse.models.families import ALIASES, FAMILIES
 from dllm_sparse.models.shapes import SHAPES
+from dllm_sparse.models.transformer import Transformer
+from dllm_sparse.models.weights import expected_slots
 from dllm_sparse.types import CheckpointError, DllmSparseError
-from tests.families import llada2, write_checkpoint
+from tests.families import llada2, llada2_shapes, write_checkpoint
 from tests.helpers import Recorder, random_ids
 from tests.models import plain_moe
 
@@ -131,12 +136,43 @@ def test_experts_in_the_dense_layer_are_unexpected(tmp_path: Path) -> None:
         load(tmp_path, config, tensors)
 
 
-def test_the_shape_of_the_public_checkpoint_is_this_layout() -> None:
-    config = SHAPES["llada2.0-mini"]
-    assert (config.attention, config.block_length, config.rotary_dim) == ("block_causal", 32, 64)
-    assert config.moe is not None
-    assert (config.moe.dense_layers, config.moe.shared_experts, config.dense_layers) == (1, 1, 1)
-    assert (config.mask_token_id, config.eos_token_id) == (156895, 156892)
+MINI = {
+    "hidden_size": 2048,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 20,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "n_group": 8,
+    "topk_group": 4,
+    "max_position_embeddings": 32768,
+    "vocab_size": 157184,
+    "mask_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 156892,
+}
+"""What the public checkpoints' config says otherwise; they leave ids to the defaults."""
+
+
+def test_the_public_checkpoints_are_read_whole(tmp_path: Path) -> None:
+    """The config gives the shape of `bench --shape`, and that shape has exactly the public tensors: 14,813."""
+    small, _ = llada2()
+    raw = {**small, **MINI}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    family, config, dtype = read_config(tmp_path)
+    assert config == SHAPES["llada2.0-mini"]
+    assert (dtype, config.rotary_dim, config.mask_token_id) == (torch.bfloat16, 64, 156895)
+    with torch.device("meta"):
+        slots = dict(expected_slots(Transformer(config), family))
+    expected = llada2_shapes(raw)
+    assert {key: tuple(slot.shape) for key, slot in slots.items()} == expected
+    assert len(expected) == 14_813
+    for name in ("llada2.0-mini", "llada2.1-mini"):
+        assert FAMILIES[ALIASES[name].family] is family
+        assert ALIASES[name].billions == pytest.approx(config.parameters / 1e9, rel=1e-3)
 
 
 def masked_glu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
