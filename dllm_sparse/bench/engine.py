@@ -41,7 +41,8 @@ def bench_engine(lm: LanguageModel, workload: EngineWorkload, rates: Rates) -> d
     runs = [run() for _ in range(workload.repeats)]
     memory = peak_memory(lm.device)
     native = lm.engine == "native"
-    steps = step_rows(lm, workload, rates, run) if native else []
+    unions = {int(size): sites for size, sites in first.sparsity_report.get("exploitable_by_tokens", {}).items()}
+    steps = step_rows(lm, workload, rates, run, unions) if native else []
     marked = first.execution == "eager" and native
     components = component_milliseconds(lm, lambda: run().forward_passes) if marked else None
     return {

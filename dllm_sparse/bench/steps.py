@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm_sparse.bench.floors import Fed, Rates, bound_by, expected_experts, floor_seconds, forward_costs, total
+from dllm_sparse.bench.prediction import NO_UNIONS, Unions, predicted_speed_up, union_density
 from dllm_sparse.bench.timing import Stopwatch, Timing
 from dllm_sparse.bench.workload import EngineWorkload
 from dllm_sparse.engine.observing import StepClock
@@ -109,10 +110,13 @@ def _mark_chosen(chosen: Tensor, _router: nn.Module, _inputs: Any, routing: Rout
     chosen.zero_().scatter_(0, routing.experts.flatten(), True)
 
 
-def step_rows(lm: LanguageModel, workload: EngineWorkload, rates: Rates, run: Run) -> list[dict[str, Any]]:
+def step_rows(
+    lm: LanguageModel, workload: EngineWorkload, rates: Rates, run: Run, unions: Unions = NO_UNIONS
+) -> list[dict[str, Any]]:
     """Per kind of forward: how many, tokens fed, ms, floor, share of the floor reached, and what bounds it.
 
-    The floor of a mixture counts the experts that were chosen, not those that random routing would choose.
+    The floor is that of the dense forward; `unions` tell what a masked one could gain. The floor of a mixture counts
+    the experts that were chosen, not those that random routing would choose.
     """
     times: dict[str, list[float]] = {}
     fed: dict[str, list[Fed]] = {}
@@ -124,8 +128,14 @@ def step_rows(lm: LanguageModel, workload: EngineWorkload, rates: Rates, run: Ru
             times.setdefault(kind, []).append(milliseconds)
             fed.setdefault(kind, []).append(shape)
     chosen = _chosen_experts(lm, workload, run)
+    element = torch.empty((), dtype=lm.dtype).element_size()
     return [
-        _row(lm, rates, kind, Timing.of(times[kind]), fed[kind], workload.repeats, chosen.get(kind)) for kind in fed
+        {
+            **_row(lm, rates, kind, Timing.of(times[kind]), shapes, workload.repeats, chosen.get(kind)),
+            "union_density": union_density(shapes, unions) if workload.sparsity else None,
+            "predicted_speed_up": predicted_speed_up(lm.config, shapes, element, unions, rates),
+        }
+        for kind, shapes in fed.items()
     ]
 
 

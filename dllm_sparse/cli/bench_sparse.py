@@ -32,12 +32,14 @@ def sparse(
     as_json: opt.JsonOpt = False,
     quiet: opt.QuietOpt = False,
 ) -> None:
-    """Time generation dense and at each p in the same run: ms per kind of forward, ratio, and what could be skipped.
+    """Time generation dense and at each p in the same run: speed-up per kind of forward, beside what skipping what
+    no token kept could give at most.
 
     Example: dllm-sparse bench sparse --shape llama-3.1-8b --prompt-length 512 --p 0.5 --p 0.8
     """
     from dllm_sparse.bench.engine import bench_engine
     from dllm_sparse.bench.machine import rates
+    from dllm_sparse.bench.prediction import beside_dense
     from dllm_sparse.bench.workload import EngineWorkload
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.sparsity.config import SparsityConfig
@@ -54,22 +56,33 @@ def sparse(
             sampler=sampler, sparsity=sparsity, batch=batch, prompt_length=prompt_length, repeats=repeats
         )
         rows.append(bench_engine(lm, workload, speed))
-    _answer(output, "sparse", {"schema": "dllm-sparse/bench-sparse@1", "rows": rows}, out)
+    for row in rows[1:]:
+        row["beside_dense"] = beside_dense(rows[0], row)
+    _answer(output, "sparse", {"schema": "dllm-sparse/bench-sparse@2", "rows": rows}, out)
     if not as_json:
-        for row in rows:
-            _sparse_lines(output, rows[0], row)
+        _dense_lines(output, rows[0])
+        for row in rows[1:]:
+            _sparse_lines(output, row)
 
 
-def _sparse_lines(output: Output, dense: dict[str, Any], row: dict[str, Any]) -> None:
-    name = "dense" if row["sparsity"] is None else f"p = {row['sparsity']['p']}"
-    output.answer(f"{row['model']}, {row['execution']}, {name}")
-    for step, base in zip(row["steps"], dense["steps"], strict=True):
-        ratio = base["ms"]["median"] / step["ms"]["median"]
-        output.answer(f"  {step['forward']:<10}{text_range(step['ms']):>26} ms  {ratio:.2f}x dense")
-    if row["measured_sparsity"]:
-        sites = ", ".join(f"{site} {value:.2f}" for site, value in row["measured_sparsity"].items())
-        skipped = ", ".join(f"{site} {value:.2f}" for site, value in row["exploitable"].items())
-        output.answer(f"  sparsity {sites}; skipped by all tokens of a forward: {skipped}")
+def _dense_lines(output: Output, row: dict[str, Any]) -> None:
+    output.answer(f"{row['model']}, {row['execution']}, dense")
+    for step in row["steps"]:
+        output.answer(f"  {step['forward']:<10}{text_range(step['ms']):>26} ms")
+
+
+def _sparse_lines(output: Output, row: dict[str, Any]) -> None:
+    sites = ", ".join(f"{site} {value:.2f}" for site, value in row["measured_sparsity"].items())
+    output.answer(f"{row['execution']}, p = {row['sparsity']['p']}: sparsity {sites}")
+    if row["beside_dense"]:
+        output.answer(f"  {'forward':<10}{'tokens':>7}{'ms':>9}{'predicted':>11}{'measured':>10}  union density")
+    for step in row["beside_dense"]:
+        predicted = "-" if step["predicted_speed_up"] is None else f"{step['predicted_speed_up']:.2f}x"
+        unions = ", ".join(f"{site} {value:.2f}" for site, value in (step["union_density"] or {}).items())
+        output.answer(
+            f"  {step['forward']:<10}{step['tokens']:>7.0f}{step['ms']:>9.2f}{predicted:>11}"
+            f"{step['measured_speed_up']:>9.2f}x  {unions}"
+        )
 
 
 def kernels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,23 +13,33 @@ from dllm_sparse.kernels.tallying import can_tally, tally
 from dllm_sparse.types import Site, SiteName, TokenClass, in_order
 
 _CLASSES = len(TokenClass)
-_TENSORS = ("kept", "entries", "union_kept", "call_sparsity")
+_TENSORS = ("kept", "entries", "call_sparsity")
 
 
 @dataclass(slots=True)
 class _SiteCount:
+    width: int
     kept: Tensor  # [classes] int64
     entries: Tensor  # [classes] int64
-    union_kept: Tensor  # [] int64: channels some counted token of a forward kept, summed over forwards
     call_sparsity: Tensor  # [] float64: sparsity of each call, summed over calls
-    union_entries: int = 0
     calls: int = 0
 
     @classmethod
-    def empty(cls, device: torch.device) -> _SiteCount:
+    def empty(cls, width: int, device: torch.device) -> _SiteCount:
         with torch.inference_mode(False):  # the block around a generation may go on counting outside of it
             zeros = torch.zeros(_CLASSES, dtype=torch.int64, device=device)
-            return cls(zeros, zeros.clone(), zeros[0].clone(), zeros[0].double())
+            return cls(width, zeros, zeros.clone(), zeros[0].double())
+
+
+@dataclass(slots=True)
+class _UnionCount:
+    kept: Tensor  # [] int64: channels some counted token of a forward kept, summed over forwards
+    entries: int = 0
+
+    @classmethod
+    def empty(cls, device: torch.device) -> _UnionCount:
+        with torch.inference_mode(False):
+            return cls(torch.zeros((), dtype=torch.int64, device=device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,7 @@ class SparsityCounts:
 
     def __init__(self) -> None:
         self._sites: dict[Site, _SiteCount] = {}
+        self._unions: dict[tuple[SiteName, int], _UnionCount] = {}  # by the tokens of a forward, padding included
         self._classes: _Classes | None = None
 
     def add(self, site: Site, keep: Tensor, token_class: Tensor) -> None:
@@ -67,19 +79,19 @@ class SparsityCounts:
         classes = self._classes
         if not classes.counted:
             return
-        if site not in self._sites:
-            self._sites[site] = _SiteCount.empty(keep.device)
-        count = self._sites[site]
+        width = keep.shape[-1]
+        count = self._site(site, width, keep.device)
         if can_tally(keep):
             kept, _, _, union = tally(keep, token_class)
         else:
             kept, union = _tally(keep, classes)
         count.kept += kept
-        count.entries += classes.tokens * keep.shape[-1]
-        count.call_sparsity += 1 - kept.sum().double() / (classes.counted * keep.shape[-1])
+        count.entries += classes.tokens * width
+        count.call_sparsity += 1 - kept.sum().double() / (classes.counted * width)
         count.calls += 1
-        count.union_kept += union.count_nonzero()
-        count.union_entries += keep.shape[-1]
+        together = self._union(site.name, token_class.numel(), keep.device)
+        together.kept += union.count_nonzero()
+        together.entries += width
 
     def add_totals(
         self,
@@ -91,28 +103,34 @@ class SparsityCounts:
         calls: int,
         union_calls: int,
         width: int,
+        rows: int,
     ) -> None:
-        """Adds sums over `calls` forwards: kept and tokens [classes], call_sparsity [] (see `add`).
+        """Adds sums over `calls` forwards of `rows` tokens: kept and tokens [classes], call_sparsity [] (see `add`).
 
         `union_kept` [] is the sum over the `union_calls` of them in which the union was measured.
         """
-        count = self._sites.setdefault(site, _SiteCount.empty(kept.device))
+        count = self._site(site, width, kept.device)
         count.kept += kept
         count.entries += tokens * width
-        count.union_kept += union_kept
         count.call_sparsity += call_sparsity
         count.calls += calls
-        count.union_entries += width * union_calls
+        together = self._union(site.name, rows, kept.device)
+        together.kept += union_kept
+        together.entries += width * union_calls
 
     def merge(self, other: SparsityCounts) -> None:
         """Adds another run's counts to these."""
         for site, theirs in other._sites.items():
-            ours = self._sites.setdefault(site, _SiteCount.empty(theirs.kept.device))
-            for name in ("kept", "entries", "union_kept", "union_entries", "calls", "call_sparsity"):
+            ours = self._site(site, theirs.width, theirs.kept.device)
+            for name in (*_TENSORS, "calls"):
                 setattr(ours, name, getattr(ours, name) + getattr(theirs, name))
+        for key, more in other._unions.items():
+            together = self._union(*key, more.kept.device)
+            together.kept = together.kept + more.kept
+            together.entries += more.entries
 
     def to(self, device: torch.device | str) -> SparsityCounts:
-        """A copy whose tensors are on `device`; four transfers, however many sites there are."""
+        """A copy whose tensors are on `device`; as many transfers however many sites there are."""
         copy = SparsityCounts()
         counts = list(self._sites.values())
         if counts:
@@ -120,6 +138,10 @@ class SparsityCounts:
             for row, (site, count) in enumerate(self._sites.items()):
                 own: dict[str, Any] = {name: moved[name][row].clone() for name in _TENSORS}
                 copy._sites[site] = replace(count, **own)
+        if self._unions:
+            kept = torch.stack([union.kept for union in self._unions.values()]).to(device)
+            for place, (key, union) in enumerate(self._unions.items()):
+                copy._unions[key] = replace(union, kept=kept[place].clone())
         return copy
 
     def summary(self) -> dict[str, float]:
@@ -134,13 +156,17 @@ class SparsityCounts:
         return result
 
     def exploitable(self) -> dict[str, float]:
-        """Share of a site's channels no token of a forward kept: what hardware could skip reading, per site."""
-        return {
-            name: 1
-            - sum(int(c.union_kept) for s, c in self._sites.items() if s.name == name)
-            / max(sum(c.union_entries for s, c in self._sites.items() if s.name == name), 1)
-            for name in self._names()
-        }
+        """Share of a site's channels no token of a forward kept: what hardware could skip reading, per site.
+
+        Sites whose unions were not measured are absent: captured steps measure where it costs nothing.
+        """
+        return self._skipped(self._unions)
+
+    def exploitable_by_tokens(self) -> dict[int, dict[str, float]]:
+        """`exploitable` of the forwards of so many tokens, those of all rows and padding included."""
+        sizes = sorted({tokens for _, tokens in self._unions})
+        found = {size: self._skipped(key for key in self._unions if key[1] == size) for size in sizes}
+        return {size: sites for size, sites in found.items() if sites}
 
     def to_dict(self) -> dict[str, Any]:
         """Summary, per layer, per token class and exploitable sparsity, JSON-ready."""
@@ -160,6 +186,7 @@ class SparsityCounts:
             "average": "element",
             "sparsity": self.summary(),
             "exploitable": self.exploitable(),
+            "exploitable_by_tokens": {str(size): sites for size, sites in self.exploitable_by_tokens().items()},
             "by_layer": by_layer,
             "by_token_class": by_class,
             **({"by_expert": self.by_expert()} if any(site.expert >= 0 for site in self._sites) else {}),
@@ -172,13 +199,33 @@ class SparsityCounts:
                 "layer": site.layer,
                 "site": site.name,
                 "expert": site.expert,
-                "tokens": int(count.entries.sum()) // (count.union_entries // count.calls),
+                "tokens": int(count.entries.sum()) // count.width,
                 "entries": int(count.entries.sum()),
                 "sparsity": self._pooled([site]),
             }
             for site, count in sorted(self._sites.items())
             if site.expert >= 0
         ]
+
+    def _site(self, site: Site, width: int, device: torch.device) -> _SiteCount:
+        if site not in self._sites:
+            self._sites[site] = _SiteCount.empty(width, device)
+        return self._sites[site]
+
+    def _union(self, name: SiteName, tokens: int, device: torch.device) -> _UnionCount:
+        if (name, tokens) not in self._unions:
+            self._unions[name, tokens] = _UnionCount.empty(device)
+        return self._unions[name, tokens]
+
+    def _skipped(self, keys: Iterable[tuple[SiteName, int]]) -> dict[str, float]:
+        kept: dict[SiteName, int] = {}
+        entries: dict[SiteName, int] = {}
+        for name, tokens in keys:
+            union = self._unions[name, tokens]
+            if union.entries:
+                kept[name] = kept.get(name, 0) + int(union.kept)
+                entries[name] = entries.get(name, 0) + union.entries
+        return {name: 1 - kept[name] / entries[name] for name in in_order(kept)}
 
     def _names(self) -> list[SiteName]:
         return in_order(site.name for site in self._sites)

@@ -145,6 +145,7 @@ class GraphRows:
                     calls,
                     int(self._union_calls[layer, place]),
                     width,
+                    self.rows,
                 )
 
     def _choose(self, pays: Choice) -> None:

@@ -65,7 +65,22 @@ def test_sparse_compares_with_dense_in_the_same_run(cli: Cli, toy: Path, tmp_pat
     assert json.loads((tmp_path / "sparse.json").read_text()) == json.loads(answer.stdout)
     assert dense["sparsity"] is None
     assert 0.3 < sparse["measured_sparsity"]["mean"] < 1
-    assert [step["forward"] for step in dense["steps"]] == [step["forward"] for step in sparse["steps"]]
+    found = {step["forward"]: step for step in sparse["beside_dense"]}
+    assert list(found) == [step["forward"] for step in dense["steps"]] == ["full", "cached"]
+    assert (found["full"]["tokens"], found["cached"]["tokens"]) == (12, 4)
+    for site in ("input", "intermediate"):  # the more tokens, the more channels some of them keeps
+        assert found["cached"]["union_density"][site] < found["full"]["union_density"][site] <= 1
+    assert found["cached"]["predicted_speed_up"] > 1
+    assert found["cached"]["measured_speed_up"] == found["cached"]["dense_ms"] / found["cached"]["ms"]
+
+
+def test_sparse_prints_prediction_beside_measurement(cli: Cli, toy_ar: Path) -> None:
+    answer = cli("bench", "sparse", "--model", toy_ar, *SMALL, "--p", 0.5)
+    assert answer.code == 0
+    header, prefill, decode = answer.stdout.splitlines()[-3:]
+    assert header.split() == ["forward", "tokens", "ms", "predicted", "measured", "union", "density"]
+    assert (prefill.split()[:2], decode.split()[:2]) == (["prefill", "4"], ["decode", "1"])
+    assert all(line.split()[column].endswith("x") for line in (prefill, decode) for column in (3, 4))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")

@@ -157,6 +157,8 @@ def test_masks_and_counts_of_captured_steps_are_those_of_the_plain_path(
                 close = 1e-3 if lists else 1e-12  # sums in another order
                 assert graphed["sparsity_report"][found][key] == pytest.approx(value, abs=close)
         assert graphed["sparsity"] == again["sparsity"]
+        sizes = [list(out["sparsity_report"]["exploitable_by_tokens"]) for out in (plain, graphed)]
+        assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("scope", ["token", "group", "sequence"])

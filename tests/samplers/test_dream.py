@@ -194,7 +194,8 @@ def test_captured_steps_decide_what_the_plain_path_does(cache: Any, rule: dict[s
         assert torch.equal(plain.commit_step, graphed.commit_step)
         assert plain.forward_passes == graphed.forward_passes
         for key in ("sparsity", "by_token_class", "exploitable"):
-            assert plain.sparsity_report[key] == graphed.sparsity_report[key]
+            for name, value in plain.sparsity_report[key].items():  # sums in another order: the last bit may differ
+                assert graphed.sparsity_report[key][name] == pytest.approx(value, abs=1e-12)
 
 
 def test_rules_that_plan_on_the_host_are_not_captured() -> None:

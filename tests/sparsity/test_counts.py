@@ -56,14 +56,21 @@ def test_every_figure_against_a_recount() -> None:
                 entries[key] += len(bits)
             call_zeros, call_entries = call_zeros + bits.count(False), call_entries + len(bits)
         hooks.append(call_zeros / call_entries)
-        skipped[site.name] += union.count(False)
-        channels[site.name] += len(union)
+        for key in (site.name, (str(classes.numel()), site.name)):
+            skipped[key] += union.count(False)
+            channels[key] += len(union)
     report = counted(calls).to_dict()
     for name in ("input", "intermediate", "mean"):
         assert report["sparsity"][name] == pytest.approx(zeros[name] / entries[name], abs=1e-12)
     assert report["sparsity"]["hook_mean"] == pytest.approx(sum(hooks) / len(hooks), abs=1e-12)
     for name in ("input", "intermediate"):
         assert report["exploitable"][name] == pytest.approx(skipped[name] / channels[name], abs=1e-12)
+    by_tokens = [(tokens, name) for tokens, sites in report["exploitable_by_tokens"].items() for name in sites]
+    assert len({tokens for tokens, _ in by_tokens}) > 3
+    assert set(by_tokens) == {key for key in channels if isinstance(key, tuple)}
+    for tokens, name in by_tokens:
+        found = report["exploitable_by_tokens"][tokens][name]
+        assert found == pytest.approx(skipped[tokens, name] / channels[tokens, name], abs=1e-12)
     assert [(row["layer"], row["site"]) for row in report["by_layer"]] == [site[:2] for site in SITES]
     for row in report["by_layer"]:
         site = ds.Site(row["layer"], row["site"])
