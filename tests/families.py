@@ -167,7 +167,8 @@ def llada2_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes[f"{root}.mlp.gate.weight"] = (config["num_experts"], width)
         shapes[f"{root}.mlp.gate.expert_bias"] = (config["num_experts"],)
         inner = config["moe_intermediate_size"]
-        shapes |= glu_shapes(f"{root}.mlp.shared_experts", width, inner * config["num_shared_experts"])
+        if config["num_shared_experts"]:
+            shapes |= glu_shapes(f"{root}.mlp.shared_experts", width, inner * config["num_shared_experts"])
         for expert in range(config["num_experts"]):
             shapes |= glu_shapes(f"{root}.mlp.experts.{expert}", width, inner)
     return shapes

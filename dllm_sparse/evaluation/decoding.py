@@ -50,7 +50,7 @@ class Text(NamedTuple):
         if known:
             raise UsageError(f"generation option {json.dumps(sorted(known))} is not supported here")
         if sampler is None:
-            sampler = _sampler(lm, length)
+            sampler = default_sampler(lm, length)
         heat = temperature if sampling else sampler.temperature
         sampler = fitted(lm, replace(sampler, temperature=heat, stop_at_eos=True))
         prompt = encoder.encode(context) or ([] if encoder.prefix is None else [encoder.prefix])
@@ -60,8 +60,8 @@ class Text(NamedTuple):
         return cls(tuple(prompt[-room:]), sampler, (until,) if isinstance(until, str) else tuple(until))
 
 
-def _sampler(lm: LanguageModel, length: int) -> SamplerConfig:
-    """Blocks that divide the length, unless the model has its own."""
+def default_sampler(lm: LanguageModel, length: int) -> SamplerConfig:
+    """What decodes a request that says no more than its length: blocks that divide it, or the model's own."""
     if lm.config.block_length is not None or lm.noise == "uniform":
         return SamplerConfig(gen_length=length)
     block = max(size for size in range(1, min(_BLOCK, length) + 1) if length % size == 0)

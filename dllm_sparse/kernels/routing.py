@@ -15,7 +15,8 @@ class RouterRule(NamedTuple):
     """How scores become experts and weights.
 
     Scores are the `kind` of the logits. With `groups` > 1 experts compete only inside the `groups_per_token` groups
-    whose two best scores sum highest. `renormalise` divides the weights by their sum, `scaling` multiplies them.
+    whose two best scores sum highest. `renormalise` divides the weights by their sum (a lone sigmoid score stays as it
+    is), `scaling` multiplies them.
     Sources: OLMoE and LLaDA-MoE (softmax); DeepSeek-V3 (arXiv 2412.19437, sec. 2.1.2) and LLaDA2.0 (sigmoid, groups).
     """
 
@@ -60,7 +61,7 @@ def choose_experts(logits: Tensor, bias: Tensor | None, rule: RouterRule) -> Rou
         competing = grouped.masked_fill(~entered.unsqueeze(-1), -torch.inf).flatten(-2)
     experts = competing.topk(rule.experts_per_token, dim=-1).indices
     weights = scores.gather(-1, experts)
-    if rule.renormalise:
+    if rule.renormalise and (rule.kind == "softmax" or rule.experts_per_token > 1):
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
     return Routing(experts, weights * rule.scaling)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 import dllm_sparse as ds
 from dllm_sparse.analysis.heldout import evaluate, held_out
 from dllm_sparse.evaluation.batches import score
+from dllm_sparse.evaluation.decoding import default_sampler, greedy_jobs
 from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.plans import plan
 from dllm_sparse.evaluation.requests import Pair, blocks_of
@@ -117,3 +118,15 @@ def test_held_out_noise_lies_in_one_block_of_each_window() -> None:
         for ids, window, row in zip(data.ids, windows, masked, strict=True)
     ]
     torch.testing.assert_close(evaluate(lm, data).losses.float(), torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_generation_tasks_decode_in_the_models_own_blocks() -> None:
+    """Of lengths no block divides; a greedy target, too, is decoded as `generate` would."""
+    lm, prompt = tiny_lm(block_length=4), PAIRS[2].prompt
+    for length in (1, 5, 7):
+        alone = ds.generate(lm, prompt_ids=[list(prompt)], sampler=ds.SamplerConfig(gen_length=length))
+        pair = Pair(prompt, tuple(alone.ids[0, len(prompt) :].tolist()), greedy=True)
+        (job,), _ = greedy_jobs(lm, [pair], ScoringOptions())
+        assert torch.equal(ds.generate(lm, prompt_ids=job.prompts, sampler=job.sampler).ids, alone.ids)
+        assert default_sampler(lm, length).fitted(lm.config) == ds.SamplerConfig(gen_length=length, block_length=4)
+    assert default_sampler(tiny_lm(), 50).block_length == 25

@@ -41,7 +41,7 @@ def mixture(x: Tensor, weights: Mapping[str, Tensor], root: str, config: Mapping
     bias = weights.get(f"{root}.gate.expert_bias", torch.zeros_like(scores))
     experts = chosen(scores, bias, config["count"], config.get("groups", 1), config.get("entered", 1))
     shares = [float(scores[expert]) for expert in experts]
-    if config.get("renormalise"):
+    if config.get("renormalise") and not (config.get("sigmoid") and len(shares) == 1):
         shares = [share / sum(shares) for share in shares]
     out = torch.zeros_like(x)
     for expert, share in zip(experts, shares, strict=True):

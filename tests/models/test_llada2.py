@@ -35,6 +35,7 @@ def load(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor],
         ({"block_size": 4, "num_shared_experts": 2, "first_k_dense_replace": 2}, 10),
         ({"block_size": 4, "n_group": 1, "topk_group": 1, "partial_rotary_factor": 0.25}, 10),
         ({"block_size": 3, "num_hidden_layers": 1}, 7),
+        ({"block_size": 4, "num_hidden_layers": 2, "num_experts_per_tok": 1, "num_shared_experts": 0}, 9),
     ],
 )
 def test_a_checkpoint_has_the_logits_of_the_plain_computation(
