@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the native families, in the key layout and with the config.json of the public ones.
+"""Tiny random checkpoints of every family, in the key layout and with the config.json of the public ones.
 
 Tensors are written here key by key, from the published layouts and not from the package's own key maps.
 """
@@ -6,16 +6,17 @@ Tensors are written here key by key, from the published layouts and not from the
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.helpers import GOLDEN
+from tests.models.random_hf import random_denoiser
 
 Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 """config.json and tensors."""
@@ -174,16 +175,70 @@ def llada2_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def golden_copy(name: str) -> Callable[[Path], None]:
-    """Writes a golden checkpoint."""
-    return lambda folder: shutil.copytree(GOLDEN / name, folder, dirs_exist_ok=True) and None
+def sdar(**changes: Any) -> Checkpoint:
+    """SDAR: Qwen3's layout, 2 layers, blocks of 4; heads are wider than the width divided by their number."""
+    config = {
+        "architectures": ["SDARForCausalLM"],
+        "model_type": "sdar",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "max_position_embeddings": 256,
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+        "vocab_size": 256,
+        "mask_token_id": 250,
+        "torch_dtype": "bfloat16",
+        **SPECIAL,
+        **changes,
+    }
+    width, head = config["hidden_size"], config["head_dim"]
+    rows = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"], "v": config["num_key_value_heads"]}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (config["vocab_size"], width),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        root = f"model.layers.{layer}"
+        shapes |= {f"{root}.{name}.weight": (width,) for name in ("input_layernorm", "post_attention_layernorm")}
+        shapes |= {f"{root}.self_attn.{name}_proj.weight": (heads * head, width) for name, heads in rows.items()}
+        shapes[f"{root}.self_attn.o_proj.weight"] = (width, rows["q"] * head)
+        shapes |= {f"{root}.self_attn.{name}_norm.weight": (head,) for name in "qk"}
+        shapes |= glu_shapes(f"{root}.mlp", width, config["intermediate_size"])
+    return config, random_tensors(shapes)
+
+
+def diffusion_gemma(folder: Path) -> None:
+    """Writes a DiffusionGemma of transformers' own class, in canvases of 4 tokens."""
+    random_denoiser(canvas_length=4, vocab_size=256, bos_token_id=248, **SPECIAL).save_pretrained(folder)
+
+
+def golden_copy(name: str, **changes: Any) -> Callable[[Path], None]:
+    """Writes a golden checkpoint; `changes` go to its config.json, which then speaks for generation, too."""
+    config = {**json.loads((GOLDEN / name / "config.json").read_text()), **changes}
+    return writer(lambda: (config, load_file(GOLDEN / name / "model.safetensors")))
 
 
 def writer(make: Callable[[], Checkpoint]) -> Callable[[Path], None]:
-    """Writes a made checkpoint."""
+    """Writes a made checkpoint whose mask token, if it has one, is never predicted, as in a trained model."""
 
     def write(folder: Path) -> None:
         config, tensors = make()
+        head = next(
+            (tensors[key] for key in ("lm_head.weight", "model.transformer.ff_out.weight") if key in tensors), None
+        )
+        if head is not None and "mask_token_id" in config:
+            head[config["mask_token_id"]] = 0.0
         write_checkpoint(folder, config, tensors)
 
     return write
@@ -200,7 +255,10 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
 FAMILIES: Mapping[str, Callable[[Path], None]] = {
     "llada": golden_copy("llada-tiny"),
     "llama": golden_copy("llama-tiny"),
+    "dream": golden_copy("dream-tiny", bos_token_id=248, mask_token_id=250, **SPECIAL),
     "llada-moe": writer(llada_moe),
-    "llada2": writer(llada2),
+    "llada2": writer(partial(llada2, block_size=4)),
+    "sdar": writer(sdar),
+    "diffusion-gemma": diffusion_gemma,
 }
 """What every command runs on, in `tests/cli/test_families.py`: vocabulary 256, mask 250 where there is one."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,21 @@ def interpreted(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def conforms(value: Any, kind: Any) -> bool:
+    """Whether a value has the shape of a type of the schema: exactly its keys, all the way down."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if typing.is_typeddict(kind):
+        hints = typing.get_type_hints(kind)
+        return set(value) == set(hints) and all(conforms(value[key], hints[key]) for key in hints)
+    if origin is list:
+        return isinstance(value, list) and all(conforms(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(conforms(item, arguments[1]) for item in value.values())
+    if arguments:
+        return any(conforms(value, option) for option in arguments)
+    return kind is typing.Any or isinstance(value, (int, float) if kind is float else kind)
 
 
 def by_name(cases: list[dict[str, Any]]) -> dict[str, Any]:

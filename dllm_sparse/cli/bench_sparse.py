@@ -66,14 +66,15 @@ def sparse(
 
 
 def _dense_lines(output: Output, row: dict[str, Any]) -> None:
-    output.answer(f"{row['model']}, {row['execution']}, dense")
+    output.answer(f"{row['model']}, {row['execution']}, dense: {text_range(row['ms_per_forward'])} ms a forward")
     for step in row["steps"]:
         output.answer(f"  {step['forward']:<10}{text_range(step['ms']):>26} ms")
 
 
 def _sparse_lines(output: Output, row: dict[str, Any]) -> None:
     sites = ", ".join(f"{site} {value:.2f}" for site, value in row["measured_sparsity"].items())
-    output.answer(f"{row['execution']}, p = {row['sparsity']['p']}: sparsity {sites}")
+    whole = text_range(row["ms_per_forward"])
+    output.answer(f"{row['execution']}, p = {row['sparsity']['p']}: {whole} ms a forward, sparsity {sites}")
     if row["beside_dense"]:
         output.answer(f"  {'forward':<10}{'tokens':>7}{'ms':>9}{'predicted':>11}{'measured':>10}  union density")
     for step in row["beside_dense"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,7 +83,8 @@ def compare(
         seed=seed,
         batch_tokens=batch_tokens,
     )
-    named = [*(model or []), *(name for name in (diffusion, autoregressive) if name)]
+    if not model:  # one kind alone is compared with the bundled model of the other
+        diffusion, autoregressive = diffusion or "tiny-diffusion", autoregressive or "tiny-ar"
     knobs = sweep.parse_grid(grid)
     sampler = sweep.task_sampler(gen_length, steps, block_length, seed)
     processes, own_device = join(device)
@@ -94,18 +96,21 @@ def compare(
         sampler=sampler,
         allow_code=confirm_run_unsafe_code,
     )
-    models = [
-        load(name, device=own_device, dtype=dtype, engine=engine) for name in named or ["tiny-diffusion", "tiny-ar"]
-    ]
-    for lm in models:
-        sweep.check_sampler(lm, sampler)
+    opened = partial(load, device=own_device, dtype=dtype, engine=engine)
+    one, other = (opened(name) if name else None for name in (diffusion, autoregressive))
+    more = [opened(name) for name in model or ()]
+    for lm in (one, other, *more):
+        if lm is not None:
+            sweep.check_sampler(lm, sampler)
     with sweep.SweepProgress(output, first=processes.first) as progress:
         result = run(
-            tasks=workload,
+            one,
+            other,
+            workload,
             sites=sweep.split_list(sites),
             retain=retain,
             out=out,
-            models=models,
+            models=more,
             grid=knobs,
             search=search,
             published=as_published,

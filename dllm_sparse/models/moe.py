@@ -142,7 +142,10 @@ def check_listener(override: Any) -> None:
         raise UsageError("replacing whole FFN outputs is for dense FFNs; experts see other tokens at every step")
     config = getattr(override, "config", None)
     if config is not None and (config.scope != "token" or config.refresh_every != 1 or override.dense_gate):
-        raise UsageError("experts take scope 'token', refresh_every 1 and gate_input 'masked' only")
+        raise UsageError(
+            "the model has experts, whose tokens change from step to step: masks inside them take scope 'token', "
+            "refresh_every 1 and gate_input 'masked' only"
+        )
 
 
 def expert_parts(pairs: Pairs, places: int, context: StepContext) -> Iterator[tuple[int, slice, StepContext]]:

@@ -20,6 +20,7 @@ from dllm_sparse.evaluation.sweep import Silent, Sweep, Watcher
 from dllm_sparse.report.critical import result_rows, run_facts
 from dllm_sparse.report.sweep_files import write_sweep
 from dllm_sparse.report.workload import Workload, chosen_sites, points_folder, record
+from dllm_sparse.sparsity.checks import check_masks
 from dllm_sparse.sparsity.config import Sites, SparsityConfig
 from dllm_sparse.types import UsageError
 
@@ -94,9 +95,15 @@ def compare(
     started = time.perf_counter()
     if noise_seeds == 1 or noise_seeds < 0:
         raise UsageError(f"noise_seeds is {noise_seeds}; a spread needs at least 2, 0 leaves it out")
+    for lm, kind in ((diffusion, "diffusion"), (autoregressive, "autoregressive")):
+        if lm is not None and lm.kind != kind:
+            raise UsageError(f"{lm.name} is not {kind} but {lm.kind}; models of any kind go into --model (`models`)")
     chosen = _named([lm for lm in (diffusion, autoregressive, *models) if lm is not None])
     plan = SweepPlan(None if grid is None else tuple(map(float, grid)), search, retain, resamples, average)
     wanted, base = chosen_sites(sites), sparsity or SparsityConfig()
+    for lm in chosen.values():
+        settings = published_settings(base).values() if published and lm.kind == "diffusion" else ()
+        check_masks(lm, (base, *settings))
     workload = Workload.of(tasks, limit=limit, scoring=scoring, sampler=sampler, allow_code=allow_code)
     processes, watcher = processes or Processes(), watcher or Silent()
     watcher.planned(planned_points(plan, base.rule, len(workload.tasks), len(wanted)) * len(chosen))

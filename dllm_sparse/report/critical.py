@@ -15,6 +15,7 @@ from dllm_sparse.evaluation.store import PointStore
 from dllm_sparse.evaluation.sweep import Silent, Sweep, Watcher
 from dllm_sparse.report.sweep_files import write_sweep
 from dllm_sparse.report.workload import Workload, chosen_sites, points_folder, record
+from dllm_sparse.sparsity.checks import check_masks
 from dllm_sparse.sparsity.config import SparsityConfig
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def critical_sparsity(
     )
     wanted = chosen_sites(sites)
     base = sparsity or SparsityConfig()
+    check_masks(lm, [base])
     workload = Workload.of(
         tasks, limit=limit, scoring=scoring, sampler=sampler, published=protocol, allow_code=allow_code
     )

@@ -16,6 +16,7 @@ from dllm_sparse.report.drift_page import drift_page
 from dllm_sparse.report.schema import DRIFT_SCHEMA, DriftReport, ReuseValues
 from dllm_sparse.report.steps_csv import write_steps
 from dllm_sparse.report.summary import QUESTIONS, summarise
+from dllm_sparse.types import UsageError
 
 if TYPE_CHECKING:
     from dllm_sparse.analysis.recorded_batches import RecordedBatches
@@ -62,11 +63,15 @@ def drift_report(
     """
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.samplers.loops import fitted
+    from dllm_sparse.sparsity.checks import check_masks
     from dllm_sparse.sparsity.config import SparsityConfig
 
     started = time.perf_counter()
     texts = bundled_prompts(DEFAULT_COUNT) if prompts is None else prompts
     sampler, sparsity = fitted(lm, sampler or SamplerConfig()), sparsity or SparsityConfig()
+    check_masks(lm, _rules(sparsity))
+    if reuse and lm.config.experts:
+        raise UsageError(f"{lm.name} has experts, which see other tokens at every step: reuse is for dense FFNs")
     options = {
         "apply": apply,
         "batch_size": batch_size,

@@ -72,8 +72,8 @@ def saved_model(name: str, folder: Path, **changes: Any) -> Any:
     return model
 
 
-def random_denoiser(**changes: Any) -> Any:
-    """A seeded random DiffusionGemma: canvases of 8 tokens, 6 steps each, a few tokens accepted a step."""
+def random_denoiser(canvas_length: int = 8, **changes: Any) -> Any:
+    """A seeded random DiffusionGemma: 6 steps for each canvas, a few tokens accepted a step."""
     text = {**SHAPE, "head_dim": 8, "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}
     text |= {"sliding_window": 16, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 24, **changes}
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -81,7 +81,7 @@ def random_denoiser(**changes: Any) -> Any:
     config = transformers.DiffusionGemmaConfig(
         text_config=transformers.DiffusionGemmaTextConfig(**text),
         vision_config=transformers.Gemma4VisionConfig(**vision),
-        canvas_length=8,
+        canvas_length=canvas_length,
         initializer_range=text["initializer_range"],
         image_token_id=text["vocab_size"] - 1,
     )

@@ -1,6 +1,5 @@
 import csv
 import json
-import typing
 from dataclasses import replace
 
 import pytest
@@ -10,22 +9,8 @@ from dllm_sparse.report import schema
 from dllm_sparse.report.drift import FILES, write_report
 from dllm_sparse.report.plots import write_plots
 from dllm_sparse.types import Observer, UsageError
+from tests.helpers import conforms
 from tests.report.conftest import PROMPTS
-
-
-def conforms(value, kind):
-    """Whether a value has the shape of a type of the schema: exactly its keys, all the way down."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if typing.is_typeddict(kind):
-        hints = typing.get_type_hints(kind)
-        return set(value) == set(hints) and all(conforms(value[key], hints[key]) for key in hints)
-    if origin is list:
-        return isinstance(value, list) and all(conforms(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(conforms(item, arguments[1]) for item in value.values())
-    if arguments:
-        return any(conforms(value, option) for option in arguments)
-    return kind is typing.Any or isinstance(value, (int, float) if kind is float else kind)
 
 
 def test_the_report_is_what_its_schema_says(report, causal_report, folder):
