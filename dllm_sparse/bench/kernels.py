@@ -82,8 +82,8 @@ class _Layer:
         self.x = self._rows(tokens, width, density, device)
         self.hidden = self._rows(tokens, inner, density, device)
         self.p = torch.full((1,), 0.999, dtype=torch.float64, device=device)
-        self.keys = torch.zeros((2, tokens), dtype=torch.int32, device=device)
-        self.kept = torch.zeros_like(self.keys)
+        self.guesses = torch.zeros((2, tokens), device=device)
+        self.kept = torch.zeros((2, tokens), dtype=torch.int32, device=device)
 
     @staticmethod
     def _weight(inputs: int, outputs: int, device: torch.device) -> Tensor:
@@ -113,18 +113,18 @@ class _Layer:
     def sparse(self) -> None:
         """All layers, reading the kept rows only."""
         for gate_up, down in zip(self.gate_up, self.down, strict=True):
-            chosen = select(self.x, self.p, self.keys[0], self.kept[0], norm=(self.norm, 1e-5)).listed
+            chosen = select(self.x, self.p, self.guesses[0], self.kept[0], norm=(self.norm, 1e-5)).listed
             assert chosen is not None
             stream_matmul(chosen, gate_up, self.scratch, activation=self.activation)
-            chosen = select(self.hidden, self.p, self.keys[1], self.kept[1]).listed
+            chosen = select(self.hidden, self.p, self.guesses[1], self.kept[1]).listed
             assert chosen is not None
             stream_matmul(chosen, down, self.scratch)
 
     def selection(self) -> None:
         """Both sites' selection of all layers, the norm in front included."""
         for _ in range(LAYERS):
-            select(self.x, self.p, self.keys[0], self.kept[0], norm=(self.norm, 1e-5))
-            select(self.hidden, self.p, self.keys[1], self.kept[1])
+            select(self.x, self.p, self.guesses[0], self.kept[0], norm=(self.norm, 1e-5))
+            select(self.hidden, self.p, self.guesses[1], self.kept[1])
 
     def norm_and_activation(self) -> None:
         """The small layers that a dense FFN has in the same places."""
@@ -138,15 +138,15 @@ class _Layer:
         widths = self.x.shape[1], self.hidden.shape[1]
         kept = []
         for place, rows in enumerate((self.x, self.hidden)):
-            listed = select(rows, self.p, self.keys[place], self.kept[place]).listed
+            listed = select(rows, self.p, self.guesses[place], self.kept[place]).listed
             assert listed is not None
             kept.append(int(listed.length) / widths[place])
         return (2 * kept[0] + kept[1]) / 3
 
     def errors(self) -> dict[str, float]:
         """Relative RMS against fp64 of the down product of the masked rows: ours and cuBLAS's on the same input."""
-        chosen = select(self.hidden, self.p, self.keys[1], self.kept[1])
-        listed, masked = chosen.listed, select(self.hidden, self.p, self.keys[1], self.kept[1], listing=False).masked
+        chosen = select(self.hidden, self.p, self.guesses[1], self.kept[1])
+        listed, masked = chosen.listed, select(self.hidden, self.p, self.guesses[1], self.kept[1], listing=False).masked
         assert listed is not None
         assert masked is not None
         truth = masked.double() @ self.down[0].double()

@@ -19,11 +19,11 @@ def selection() -> str:
     """Top-p of three 16-bit rows, one of them with ties, against sorting in fp64."""
     x = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).half()
     x[1] = x[1].round()
-    keys, kept = torch.zeros(3, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    guesses, kept = torch.zeros(3), torch.zeros(3, dtype=torch.int32)
     out, none = torch.full_like(x, torch.nan), torch.zeros(1, dtype=torch.int32)
     select_kernel[(3, 1)](
-        x, x, keys, kept, out, none, none, torch.tensor([0.8], dtype=torch.float64), 40, 0.0,
-        BLOCK=64, CHUNK=32, NORM=False, PACK=False, WORDS=False, **_PLAIN,
+        x, x, guesses, kept, out, none, none, torch.tensor([0.8], dtype=torch.float64), 40, 0.0,
+        BLOCK=64, CHUNK=32, DOUBT=1e-5, NORM=False, PACK=False, WORDS=False, **_PLAIN,
     )  # fmt: skip
     if not torch.equal(out, reference.select(x, 0.8)):
         raise Wrong("the selection kernel keeps other entries than sorting in fp64")

@@ -76,8 +76,8 @@ def _streamed(values: Tensor, weight: Tensor) -> Tensor:
     """Selection, the list of what some row kept, and the product over that list, as captured steps launch them."""
     if not can_stream(values, weight):
         raise NotHere("the streaming kernels need a CUDA GPU and triton")
-    keys = torch.zeros(len(values), dtype=torch.int32, device=values.device)
+    guesses = torch.zeros(len(values), device=values.device)
     p = torch.full((1,), _P, dtype=torch.float64, device=values.device)
-    listed = select(values, p, keys, torch.zeros_like(keys)).listed
+    listed = select(values, p, guesses, torch.zeros_like(guesses, dtype=torch.int32)).listed
     assert listed is not None
     return stream_matmul(listed, weight, Scratch(values.device))

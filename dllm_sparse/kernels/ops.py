@@ -6,9 +6,9 @@ as graphs calls those functions itself. `Library` and not `custom_op`, whose Pyt
 call (33 us against 3 on a CPU).
 
 Shapes: M rows of D inputs, F FFN width, n entries of a row, K inputs and N outputs of a product. Weights are [K, N],
-contiguous by input. State that is updated: `keys` [M] int32, thresholds found last time (0 where none), and `kept` [M]
-int32, entries kept of each row; `p` [1] fp64 is the L1 mass to keep. `packing.select` and `streaming.stream_matmul` say
-more.
+contiguous by input. State that is updated: `guesses` [M] fp32, thresholds found last time as shares of their rows'
+masses (0 where none), and `kept` [M] int32, entries kept of each row; `p` [1] fp64 is the L1 mass to keep.
+`packing.select` and `streaming.stream_matmul` say more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dllm_sparse.kernels.listing import Listed
 from dllm_sparse.kernels.streaming import Scratch, can_list, can_stream, stream_matmul
 from dllm_sparse.types import BackendUnavailable
 
-_STATE = "Tensor p, Tensor(a!) keys, Tensor(b!) kept"
+_STATE = "Tensor p, Tensor(a!) guesses, Tensor(b!) kept"
 _SCHEMAS = {
     # Rows [M, n], RMS-normalised if there is a norm, with all but the kept entries zeroed.
     "select": f"(Tensor x, {_STATE}, Tensor? norm, float eps) -> Tensor",
@@ -32,7 +32,7 @@ _SCHEMAS = {
     # The product that reads the listed rows of the weight alone: [M, N], with an activation [M, N / 2].
     "listed_product": "(Tensor values, Tensor rows, Tensor length, Tensor weight, Tensor? bias, Tensor? residual, "
     "str? activation) -> Tensor",
-    # x + FFN(RMSNorm(x)) [M, D], masked at input and intermediate; keys and kept are [2, M].
+    # x + FFN(RMSNorm(x)) [M, D], masked at input and intermediate; guesses and kept are [2, M].
     "ffn": f"(Tensor x, Tensor norm, float eps, Tensor gate_up, Tensor down, {_STATE}, str activation) -> Tensor",
 }
 _LIBRARY = torch.library.Library("dllm_sparse", "DEF")  # type: ignore[no-untyped-call]
@@ -46,17 +46,17 @@ def _scratch(device: torch.device) -> Scratch:
     return Scratch(device)
 
 
-def _select(x: Tensor, p: Tensor, keys: Tensor, kept: Tensor, norm: Tensor | None, eps: float) -> Tensor:
+def _select(x: Tensor, p: Tensor, guesses: Tensor, kept: Tensor, norm: Tensor | None, eps: float) -> Tensor:
     pair = None if norm is None else (norm, eps)
-    masked = packing.select(x, p, keys, kept, norm=pair, listing=False).masked
+    masked = packing.select(x, p, guesses, kept, norm=pair, listing=False).masked
     assert masked is not None
     return masked
 
 
 def _select_list(
-    x: Tensor, p: Tensor, keys: Tensor, kept: Tensor, norm: Tensor | None, eps: float
+    x: Tensor, p: Tensor, guesses: Tensor, kept: Tensor, norm: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    listed = packing.select(x, p, keys, kept, norm=None if norm is None else (norm, eps)).listed
+    listed = packing.select(x, p, guesses, kept, norm=None if norm is None else (norm, eps)).listed
     assert listed is not None
     values, rows, length = listed
     return values, rows, length.clone() if length is kept else length  # what comes out must not be what went in
@@ -88,13 +88,13 @@ def _ffn(
     gate_up: Tensor,
     down: Tensor,
     p: Tensor,
-    keys: Tensor,
+    guesses: Tensor,
     kept: Tensor,
     activation: str,
 ) -> Tensor:
-    chosen = packing.select(x, p, keys[0], kept[0], norm=(norm, eps), listing=can_list(x, gate_up))
+    chosen = packing.select(x, p, guesses[0], kept[0], norm=(norm, eps), listing=can_list(x, gate_up))
     hidden = _product(chosen, gate_up, activation=activation)
-    chosen = packing.select(hidden, p, keys[1], kept[1], listing=can_list(hidden, down))
+    chosen = packing.select(hidden, p, guesses[1], kept[1], listing=can_list(hidden, down))
     return _product(chosen, down, residual=x)
 
 

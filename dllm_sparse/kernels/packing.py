@@ -14,7 +14,7 @@ from dllm_sparse.kernels.listing import Listed, list_kept
 
 MAX_WIDTH = 1 << 15
 """Longest row, in entries, that fits the registers of one program."""
-_CHUNK = 512
+_CHUNK = 256  # channels of the list a program writes
 
 
 class Selected:
@@ -27,7 +27,7 @@ class Selected:
 def select(
     x: Tensor,
     p: Tensor,
-    keys: Tensor,
+    guesses: Tensor,
     kept: Tensor,
     *,
     norm: tuple[Tensor, float] | None = None,
@@ -36,10 +36,10 @@ def select(
 ) -> Selected:
     """Keeps the largest entries of each 16-bit row [M, n] that hold at least p of its L1 mass; equals stay together.
 
-    `p` [1] fp64 is on the device. `keys` [M] int32: thresholds found last time (0 where none), a first guess; replaced
-    by the new ones. `kept` [M] int32 receives how many entries each row kept. With `norm` (weight [n], eps) the row is
-    RMS-normalised first. With `listing` the channels that any row kept are listed and the rows packed to
-    them; how many they are goes to `count` [1] int32 too, if it is given and there are several rows.
+    `p` [1] fp64 is on the device. `guesses` [M] fp32: the thresholds found last time as shares of their rows' masses
+    (0 where none), replaced by the new ones. `kept` [M] int32 receives how many entries each row kept. With `norm`
+    (weight [n], eps) the row is RMS-normalised first. With `listing` the channels that any row kept are listed and the
+    rows packed to them; how many they are goes to `count` [1] int32 too, if it is given and there are several rows.
     """
     if not streaming.on_gpu(x):
         masked = reference.select(x if norm is None else reference.rms_norm(x, *norm), p)
@@ -53,11 +53,12 @@ def select(
     values = torch.empty_like(x)
     index = torch.empty(n if listing else 1, dtype=torch.int32, device=x.device)
     words = torch.empty((rows, block // 32) if listing and not alone else (1, 1), dtype=torch.int32, device=x.device)
-    wait, trigger = streaming.LAYERS_OVERLAP
+    wait, trigger = streaming.LISTS_OVERLAP
+    warps = 8 if block > 2048 else 4
     select_kernel[(rows, -(-n // _CHUNK) if alone else 1)](
         x,
         norm[0] if norm is not None else x,
-        keys,
+        guesses,
         kept,
         values,
         words,
@@ -67,12 +68,13 @@ def select(
         norm[1] if norm is not None else 0.0,
         BLOCK=block,
         CHUNK=_CHUNK,
+        DOUBT=_doubt(block, warps),
         NORM=norm is not None,
         PACK=alone,
         WORDS=listing,
         WAIT=wait,
         TRIGGER=trigger,
-        num_warps=8 if block > 2048 else 4,
+        num_warps=warps,
         launch_pdl=wait,
     )
     if alone:
@@ -98,3 +100,8 @@ def select(
         launch_pdl=wait,
     )
     return Selected(values, Listed(packed, index, count))
+
+
+def _doubt(block: int, warps: int) -> float:
+    """Twice the relative error of an fp32 sum over a row: entries of a thread one after the other, then a tree."""
+    return 2 * (block / (32 * warps) + 16) * 2.0**-24

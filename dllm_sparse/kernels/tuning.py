@@ -48,8 +48,8 @@ def padded_tokens(tokens: int) -> int:
 def default_tile(problem: Problem, processors: int) -> Tile:
     """A rule that was within a few percent of the best tile on an H200: 64 columns, about two programs a processor."""
     columns = 64 if problem.n % 64 == 0 else 32
-    rows = 64 if problem.gated or problem.tokens > 16 else 128
-    stages = 4 if not problem.listed else 6
+    rows = 64 if problem.tokens > 16 or (problem.gated and not problem.listed) else 128
+    stages = 6 if problem.listed else 4  # half of them hold indices only
     shares = max(round(2 * processors / -(-problem.n // columns)), 1)
     return Tile(columns, rows, 4, stages, min(shares, max(problem.k // (2 * rows), 1)))
 

@@ -168,8 +168,8 @@ class GraphSparseFFN:
         listing = state.listing[layer][place] and state.listable[layer][place]
         kept, union = state.kept[layer, place], state.union[layer, place : place + 1]
         if self.config.scope == "token":
-            keys = state.keys[layer, place]
-            chosen = select(x, self._p[layer], keys, kept, norm=norm, listing=listing, count=union)
+            guesses = state.guesses[layer, place]
+            chosen = select(x, self._p[layer], guesses, kept, norm=norm, listing=listing, count=union)
         else:
             masked = self._shared(layer, x if norm is None else add_norm(x, None, *norm)[1])
             kept.copy_(masked.count_nonzero(-1))

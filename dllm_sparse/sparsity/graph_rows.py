@@ -17,9 +17,10 @@ Choice = list[list[bool]]
 class GraphRows:
     """State of forwards of M rows at S sites of L layers: device tensors that graphs hold, and decisions on the host.
 
-    `keys` and `kept` [L, S, M], `union` [L, S], int32: thresholds, entries and channels of the last forward. `union` is
-    measured at every forward where the list is made (padding is in it then, so forwards with padding do not count),
-    and else while `measures`: finding it costs more than the products could save.
+    `guesses` fp32 and `kept` int32 [L, S, M], `union` [L, S] int32: thresholds as shares of their rows' masses, entries
+    and channels of the last forward. `union` is measured at every forward where the list is made (padding is in it
+    then, so forwards with padding do not count), and else while `measures`: finding it costs more than the products
+    could save.
     """
 
     def __init__(
@@ -38,7 +39,8 @@ class GraphRows:
         def zeros(*more: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros((*shape, *more), dtype=dtype, device=device)
 
-        self.keys, self.kept, self.union = (zeros(*more, dtype=torch.int32) for more in ((rows,), (rows,), ()))
+        self.guesses = zeros(rows, dtype=torch.float32)
+        self.kept, self.union = zeros(rows, dtype=torch.int32), zeros(dtype=torch.int32)
         self._entries = torch.tensor(list(widths.values()), device=device)
         self._from_list, self._exact = zeros(dtype=torch.bool), zeros(dtype=torch.bool)
         self._kept, self._tokens = (

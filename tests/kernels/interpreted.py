@@ -126,20 +126,21 @@ def selection() -> None:
     x[4] = 0.5
     for p in (0.0, 0.4, 0.9):
         truth = reference.select(x, p)
-        keys, kept = torch.zeros(6, dtype=torch.int32), torch.zeros(6, dtype=torch.int32)
+        guesses, kept = torch.zeros(6), torch.zeros(6, dtype=torch.int32)
         for _ in range(2):  # cold, then from the thresholds found
             out, none = torch.full_like(x, torch.nan), torch.zeros(1, dtype=torch.int32)
             select_kernel[(6, 1)](
-                x, x, keys, kept, out, none, none, torch.tensor([p], dtype=torch.float64), 75, 0.0,
-                BLOCK=128, CHUNK=32, NORM=False, PACK=False, WORDS=False, **PLAIN,
+                x, x, guesses, kept, out, none, none, torch.tensor([p], dtype=torch.float64), 75, 0.0,
+                BLOCK=128, CHUNK=32, DOUBT=1e-5, NORM=False, PACK=False, WORDS=False, **PLAIN,
             )  # fmt: skip
             assert torch.equal(out, truth)
             assert kept.tolist() == truth.count_nonzero(-1).tolist()
         for row in range(6):
             out, index = torch.full_like(x[:1], torch.nan), torch.zeros(75, dtype=torch.int32)
             select_kernel[(1, 3)](
-                x[row : row + 1], x, keys[row:], kept[row:], out, none, index, torch.tensor([p], dtype=torch.float64),
-                75, 0.0, BLOCK=128, CHUNK=32, NORM=False, PACK=True, WORDS=False, **PLAIN,
+                x[row : row + 1], x, guesses[row:], kept[row:], out, none, index,
+                torch.tensor([p], dtype=torch.float64), 75, 0.0,
+                BLOCK=128, CHUNK=32, DOUBT=1e-5, NORM=False, PACK=True, WORDS=False, **PLAIN,
             )  # fmt: skip
             channels = truth[row].nonzero().flatten()
             assert torch.equal(index[: len(channels)].long(), channels)

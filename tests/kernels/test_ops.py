@@ -37,10 +37,10 @@ class Layer:
         self.x, self.norm = draw(tokens, WIDTH), draw(WIDTH)
         self.gate_up, self.down = draw(WIDTH, 2 * INNER, scale=0.2), draw(INNER, WIDTH, scale=0.2)
         self.p = torch.full((1,), 0.6, dtype=torch.float64, device=device)
-        self.state = [torch.zeros(2, tokens, dtype=torch.int32, device=device) for _ in range(2)]
+        self.state = [torch.zeros(2, tokens, dtype=dtype, device=device) for dtype in (torch.float32, torch.int32)]
 
     def site(self, place: int) -> tuple[Tensor, ...]:
-        """p, keys and kept of the input (0) or the intermediate (1)."""
+        """p, guesses and kept of the input (0) or the intermediate (1)."""
         return self.p, *(state[place] for state in self.state)
 
     def whole(self, x: Tensor) -> Tensor:

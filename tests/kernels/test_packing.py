@@ -40,10 +40,11 @@ def knob(p: float) -> Tensor:
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 0.8, 0.95, 0.999])
 def test_masks_equal_the_fp64_rule(width: int, dtype: torch.dtype, p: float) -> None:
     x = adversarial(width, dtype, 90)
-    keys = torch.zeros(len(x), dtype=torch.int32, device="cuda")
-    kept = torch.full_like(keys, -1)
+    guesses = torch.zeros(len(x), device="cuda")
+    kept = torch.full_like(guesses, -1, dtype=torch.int32)
     truth = reference.select(x, p)
-    for guess in (keys, keys, keys + 1, keys + 0x7FFF, torch.randint_like(keys, 1, 20000)):
+    broken = torch.full_like(guesses, torch.nan)
+    for guess in (guesses, guesses, guesses + 1, guesses + 1e-9, torch.rand_like(guesses) / width, broken):
         chosen = select(x, knob(p), guess.clone(), kept, listing=False)
         assert chosen.masked is not None
         assert torch.equal(chosen.masked, truth)
@@ -55,10 +56,10 @@ def test_masks_equal_the_fp64_rule(width: int, dtype: torch.dtype, p: float) -> 
 @pytest.mark.parametrize("p", [0.1, 0.6, 0.9])
 def test_the_list_is_the_union_and_the_values_are_packed_to_it(rows: int, width: int, p: float) -> None:
     x = adversarial(width, torch.bfloat16, rows + 9)[:rows]
-    keys = torch.zeros(rows, dtype=torch.int32, device="cuda")
-    kept = torch.zeros_like(keys)
+    guesses = torch.zeros(rows, device="cuda")
+    kept = torch.zeros_like(guesses, dtype=torch.int32)
     for _ in range(2):
-        listed = select(x, knob(p), keys, kept).listed
+        listed = select(x, knob(p), guesses, kept).listed
         assert listed is not None
         truth = reference.select(x, p)
         channels = (truth != 0).any(0).nonzero().flatten()
@@ -71,9 +72,9 @@ def test_the_list_is_the_union_and_the_values_are_packed_to_it(rows: int, width:
 def test_a_norm_in_front_rounds_like_its_twin(rows: int) -> None:
     x = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(4096, device="cuda", dtype=torch.bfloat16)
-    keys = torch.zeros(rows, dtype=torch.int32, device="cuda")
-    kept = torch.zeros_like(keys)
-    chosen = select(x, knob(0.8), keys, kept, norm=(weight, 1e-5), listing=False)
+    guesses = torch.zeros(rows, device="cuda")
+    kept = torch.zeros_like(guesses, dtype=torch.int32)
+    chosen = select(x, knob(0.8), guesses, kept, norm=(weight, 1e-5), listing=False)
     truth = reference.select(reference.rms_norm(x, weight, 1e-5), 0.8)
     assert chosen.masked is not None
     assert ((chosen.masked != 0) == (truth != 0)).float().mean() > 0.995
@@ -82,13 +83,13 @@ def test_a_norm_in_front_rounds_like_its_twin(rows: int) -> None:
 
 def test_selection_replays_in_a_graph() -> None:
     x = torch.zeros(4, 4096, device="cuda", dtype=torch.bfloat16)
-    keys = torch.zeros(4, dtype=torch.int32, device="cuda")
-    kept = torch.zeros_like(keys)
+    guesses = torch.zeros(4, device="cuda")
+    kept = torch.zeros_like(guesses, dtype=torch.int32)
     p = knob(0.7)
-    select(x, p, keys, kept)
+    select(x, p, guesses, kept)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        listed = select(x, p, keys, kept).listed
+        listed = select(x, p, guesses, kept).listed
     assert listed is not None
     for _ in range(5):
         x.copy_(torch.randn_like(x.float()))

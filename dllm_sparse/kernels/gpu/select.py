@@ -1,9 +1,10 @@
 """Exact top-p selection of 16-bit rows in registers: RMSNorm in front of it if asked, compaction behind it.
 
 |v| of a 16-bit float, read as an integer, is in the order of the magnitudes; so the threshold is an integer between
-0 and 0x7FFF, found by interpolation between masses summed in fp64, from the threshold of the step before if there is
-one. The bracket is closed only by two neighbouring integers on either side of the target, so a bad guess costs time
-and never exactness.
+0 and 0x7FFF, found by interpolation between masses, from where the threshold of the step before lay among the row's
+mass if there is one. Masses are summed in fp32; where the target lies within their error of one, fp64 decides. The
+bracket is closed only by two neighbouring integers on either side of the target, so a bad guess costs time and never
+exactness.
 """
 
 import triton
@@ -17,22 +18,28 @@ def _add_pairs(a, b, c, d):
 
 
 @triton.jit
+def _add_and_max(a, b, c, d):
+    return a + c, tl.maximum(b, d)
+
+
+@triton.jit
 def magnitude_key(x):
     """Bits of |x| of a 16-bit float as int32: ordered like the magnitudes."""
     return x.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
 
 
 @triton.jit
-def find_threshold(key, mass, p, guess, WIDTH: tl.constexpr):
-    """Largest key k with sum(mass[key >= k]) >= p * sum(mass), of one row, in the type of `mass` (0 where padded)."""
-    total = tl.sum(mass, axis=0)
-    target = total * p.to(total.dtype)
-    high = tl.max(key, axis=0) + 1
+def find_threshold(key, mass, total, top, target, guess):
+    """Largest key k with mass(>= k) >= target of one row, mass(>= k) and mass(> k); `mass` is 0 where padded.
+
+    `top` is the largest key; sums are in the type of `mass`.
+    """
+    high = top + 1
     low = high * 0
     mass_low = total
     mass_high = total * 0.0
     k = guess
-    width = WIDTH
+    width = 2
     passes = 0
     gallop = 48
     while high - low > 1:
@@ -58,8 +65,25 @@ def find_threshold(key, mass, p, guess, WIDTH: tl.constexpr):
         gallop = gallop * 4
         # Interpolation has had its chance; halving ends after at most 15 more.
         k = tl.where(passes >= 8, (low + high) // 2, k)
+        k = tl.where(high - low <= 3, low + 1, k)
         width = 1
-    return low
+    return low, mass_low, mass_high
+
+
+@triton.jit
+def exact_threshold(key, magnitude, total, top, p, guess, DOUBT: tl.constexpr):
+    """The fp64 rule's threshold: searched in fp32, whose sums are off by at most DOUBT * total, then checked."""
+    target = total * p.to(tl.float32)
+    k, enough, short = find_threshold(key, magnitude, total, top, target, guess)
+    if tl.minimum(enough - target, target - short) < DOUBT * total:
+        mass = magnitude.to(tl.float64)
+        over = tl.where(key >= k, mass, 0.0) - p * mass
+        under = tl.where(key > k, mass, 0.0) - p * mass
+        over, under = tl.reduce((over, under), 0, _add_pairs)
+        if (over < 0) | (under >= 0):
+            whole = tl.sum(mass, axis=0)
+            k, _enough, _short = find_threshold(key, mass, whole, top, whole * p, k)
+    return tl.maximum(tl.minimum(k, top), 1)  # p = 0 keeps the largest; zeros are never kept
 
 
 @triton.jit
@@ -76,7 +100,7 @@ def _row(x_ptr, weight_ptr, scale, i, n, NORM: tl.constexpr):
 def select_kernel(
     x_ptr,
     weight_ptr,
-    key_ptr,
+    guess_ptr,
     kept_ptr,
     out_ptr,
     words_ptr,
@@ -86,22 +110,26 @@ def select_kernel(
     eps,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
+    DOUBT: tl.constexpr,
     NORM: tl.constexpr,
     PACK: tl.constexpr,
     WORDS: tl.constexpr,
     WAIT: tl.constexpr,
     TRIGGER: tl.constexpr,
 ):
-    # Program (row, chunk) searches the whole row; key_ptr[row] is the guess before and the threshold after.
+    # Program (row, chunk) searches the whole row; guess_ptr[row] is the last threshold as a share of its row's mass,
+    # which changes less from step to step than the threshold does, and is replaced by the new one.
     # PACK (one row only): chunk c writes its part of the ascending list of kept channels and their values. Every
     # chunk repeats the search, which takes less time than waiting for another program to finish it.
     # Otherwise (one chunk): writes the row with dropped entries zeroed, and one bit a channel into words_ptr.
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
-    if TRIGGER:
-        gdc_launch_dependents()
     if WAIT:
         gdc_wait()
+    if TRIGGER:
+        gdc_launch_dependents()
+    last = tl.load(guess_ptr + row)
+    p = tl.load(p_ptr)
     scale = 1.0
     if NORM:
         wide = tl.load(x_ptr + row * n + i, mask=i < n, other=0.0).to(tl.float32)
@@ -109,21 +137,14 @@ def select_kernel(
     x = _row(x_ptr + row * n, weight_ptr, scale, i, n, NORM)
     key = magnitude_key(x)
     magnitude = tl.abs(x.to(tl.float32))
-    p = tl.load(p_ptr)
-    guess = tl.load(key_ptr + row)
-    if guess <= 0:
-        # For a Gaussian row the threshold is close to 1.9 sqrt(1 - p) times the mean magnitude.
-        start = tl.zeros((16,), tl.float32) + tl.sum(magnitude, axis=0) / n * 1.9 * tl.sqrt((1.0 - p).to(tl.float32))
-        guess = tl.max(magnitude_key(start.to(x.dtype)), axis=0)
-    # fp32 sums come within a key of the threshold; one look at it and its neighbour in fp64 settles it.
-    near = find_threshold(key, magnitude, p, guess, 8)
-    k = find_threshold(key, magnitude.to(tl.float64), p, near, 1)
-    k = tl.maximum(tl.minimum(k, tl.max(key, axis=0)), 1)  # p = 0 keeps the largest; zeros are never kept
+    total, top = tl.reduce((magnitude, key), 0, _add_and_max)
+    # For a Gaussian row the threshold is close to 1.9 sqrt(1 - p) times the mean magnitude.
+    share = tl.where(last > 0, last, 1.9 * tl.sqrt((1.0 - p).to(tl.float32)) / n)
+    k = exact_threshold(key, magnitude, total, top, p, magnitude_key((share * total).to(x.dtype)), DOUBT)
     keep = (key >= k).to(tl.int32)
-    kept = tl.sum(keep, axis=0)
     if PACK:
         first = tl.program_id(1) * CHUNK
-        before = tl.sum(tl.where(i < first, keep, 0), axis=0)
+        kept, before = tl.reduce((keep, tl.where(i < first, keep, 0)), 0, _add_pairs)
         i = first + tl.arange(0, CHUNK)
         x = _row(x_ptr, weight_ptr, scale, i, n, NORM)
         keep = (magnitude_key(x) >= k).to(tl.int32)
@@ -131,13 +152,15 @@ def select_kernel(
         tl.store(rows_ptr + place, i, mask=keep > 0)
         tl.store(out_ptr + place, x, mask=keep > 0)
     else:
+        kept = tl.sum(keep, axis=0)
         tl.store(out_ptr + row * n + i, tl.where(keep > 0, x, 0.0), mask=i < n)
         if WORDS:
             bits = tl.reshape(keep << (i % 32), (BLOCK // 32, 32))
             word = tl.arange(0, BLOCK // 32)
             tl.store(words_ptr + row * (BLOCK // 32) + word, tl.sum(bits, axis=1))
     if tl.program_id(1) == 0:
-        tl.store(key_ptr + row, k)
+        value = k.to(tl.int16).to(x.dtype, bitcast=True).to(tl.float32)
+        tl.store(guess_ptr + row, tl.where(total > 0, value / total, 0.0))
         tl.store(kept_ptr + row, kept)
 
 
