@@ -16,7 +16,9 @@ from dllm_sparse.models.mixture_config import read_mixture
 from dllm_sparse.types import CheckpointError, UnsupportedArchitecture
 
 _ACTIVATION_NAMES = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "swish": "silu", "swiglu": "silu"}
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+"""By their names in configs and options."""
+
 _KINDS = get_type_hints(TransformerConfig)
 
 
@@ -42,11 +44,21 @@ def read_config(folder: Path) -> tuple[Family, TransformerConfig, torch.dtype]:
                 values[name] = ids[name]
     values = {**values, **family.fixed}
     _complete(values, raw, family, path)
-    dtype = _DTYPES.get(str(raw.get("dtype") or raw.get("torch_dtype")), torch.bfloat16)
     try:
-        return family, TransformerConfig(causal=family.kind == "autoregressive", **values), dtype
+        config = TransformerConfig(causal=family.kind == "autoregressive", **values)
     except TypeError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    return family, config, _stored_dtype(raw, path)
+
+
+def _stored_dtype(raw: dict[str, Any], path: Path) -> torch.dtype:
+    """The type the checkpoint was saved in; bfloat16 where its config says nothing (LLaDA's)."""
+    key = "dtype" if raw.get("dtype") is not None else "torch_dtype"
+    name = raw.get(key)
+    known = DTYPES.get(str(name).removeprefix("torch."))
+    if name is not None and known is None:
+        raise CheckpointError(f"{path}: {key} is {name!r}; expected {', '.join(DTYPES)}, or none for bfloat16")
+    return known or torch.bfloat16
 
 
 def family_of(raw: dict[str, Any], path: Path) -> Family:

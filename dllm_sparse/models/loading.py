@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch.overrides import TorchFunctionMode
 
-from dllm_sparse.models.checkpoint_config import read_config
+from dllm_sparse.models.checkpoint_config import DTYPES, read_config
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.resolve import checkpoint_folder
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 EngineChoice = Literal["auto", "native", "transformers"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 

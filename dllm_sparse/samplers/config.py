@@ -37,8 +37,8 @@ class SamplerConfig:
     (probability) and "topk_margin" (best minus second) name the confidence by which each step commits its share of the
     masks left, on the way from time 1 to `eps`; `alg_temp` > 0 draws positions in proportion to
     exp(confidence / alg_temp) instead. "origin" commits each mask with that share as probability. `top_p` and `top_k`
-    restrict the tokens. Without a cache the canvas is one block: `block_length` becomes `gen_length`. With one, every
-    block runs through the times.
+    restrict the tokens. Without a cache the canvas is one block: `block_length` becomes `gen_length`, and any other but
+    the default is refused. With one, every block runs through the times.
 
     A block-causal model (LLaDA2, SDAR) decodes in its own blocks, which need not divide `gen_length`; `block_length` is
     left at its default or names them, and `steps` are split over ceil(gen_length / block). A step commits the tokens
@@ -113,7 +113,7 @@ class SamplerConfig:
         if self.by_timesteps:
             self._check_timesteps()
             if self.cache == "none":
-                object.__setattr__(self, "block_length", self.gen_length)
+                self._take_whole_canvas()
         if not self.by_timesteps:
             self._refuse(_TIMESTEP_OPTIONS, f"remasking {self.remasking!r}", ", ".join(_TIMESTEP_RULES))
 
@@ -135,6 +135,15 @@ class SamplerConfig:
             raise UsageError("alg_temp draws a planned number of positions; threshold and factor plan none")
         if self.confidence_eos_eot_inf:
             raise UsageError(f"confidence_eos_eot_inf is for remasking 'low_confidence'; it is {self.remasking!r}")
+
+    def _take_whole_canvas(self) -> None:
+        """Dream's loop has no blocks: the default length means nothing there, and any other would be a mistake."""
+        if self.block_length not in (_DEFAULT_BLOCK, self.gen_length):
+            raise UsageError(
+                f"block_length is {self.block_length}, but without a cache remasking {self.remasking!r} decodes the "
+                f"{self.gen_length} tokens as one block; leave block_length out, or give cache 'prefix' or 'dual'"
+            )
+        object.__setattr__(self, "block_length", self.gen_length)
 
     def fitted(self, model: TransformerConfig) -> SamplerConfig:
         """The same options in the blocks a masked diffusion model decodes in; a block-causal one has its own.

@@ -217,7 +217,8 @@ def test_one_step_a_block_commits_everything_from_the_full_forward() -> None:
 @pytest.mark.parametrize("remasking", ["low_confidence", "entropy"])
 def test_padded_rows_decode_like_single_prompts(cache: Any, remasking: Any) -> None:
     lm = dream_lm(seed=3)
-    config = ds.SamplerConfig(gen_length=GEN, block_length=4, cache=cache, remasking=remasking)
+    blocks = {} if (cache, remasking) == ("none", "entropy") else {"block_length": 4}
+    config = ds.SamplerConfig(gen_length=GEN, cache=cache, remasking=remasking, **blocks)
     ids, mask = left_padded(PROMPTS)
     together = ds.generate(lm, prompt_ids=ids, attention_mask=mask, sampler=config).ids[:, ids.shape[1] :]
     for row, prompt in enumerate(PROMPTS):
@@ -272,3 +273,5 @@ def test_without_a_cache_the_canvas_is_one_block() -> None:
     assert ds.SamplerConfig(gen_length=96, remasking="entropy").block_length == 96
     assert ds.SamplerConfig(gen_length=96, remasking="entropy", cache="dual").block_length == 32
     assert ds.SamplerConfig.from_dict(ds.SamplerConfig(remasking="origin").to_dict()).blocks == 1
+    with pytest.raises(UsageError, match=r"block_length is 8, but without a cache .* leave block_length out, or give"):
+        ds.SamplerConfig(gen_length=96, remasking="entropy", block_length=8)

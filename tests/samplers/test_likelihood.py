@@ -77,3 +77,32 @@ def test_nothing_to_score_is_certain_and_nonsense_is_refused() -> None:
         ds.log_likelihood(lm, random_ids(1, 95)[0], TARGET)
     with pytest.raises(UsageError, match="1-D"):
         ds.log_likelihood(lm, random_ids(2, 3), TARGET)
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_shifted_logits_are_scored_where_they_predict(cfg_scale: float) -> None:
+    """Dream: position i predicts token i+1, so the cross-entropy of a masked token is that of the logits before it."""
+    lm = tiny_lm(qkv_bias=True, logit_shift=1, text_positions=True)
+    masks = stratified_masks(len(TARGET), 4, torch.Generator().manual_seed(3))
+    assert len({int(row.sum()) for row in masks}) > 1
+    total = 0.0
+    for masked in masks:
+        canvas = torch.cat((PROMPT, torch.where(masked, torch.tensor(lm.mask_token_id), TARGET)))
+        free = canvas.clone()
+        free[: len(PROMPT)] = torch.tensor(lm.mask_token_id)
+        seen, unseen = lm.logits(canvas[None])[0], lm.logits(free[None])[0]
+        logits = unseen + (cfg_scale + 1) * (seen - unseen) if cfg_scale else seen
+        for place in masked.nonzero().flatten().tolist():
+            before = len(PROMPT) + place - 1
+            total += float(logits[before].log_softmax(-1)[TARGET[place]]) * len(TARGET) / int(masked.sum())
+    got = ds.log_likelihood(lm, PROMPT, TARGET, mc_num=4, batch_size=4, cfg_scale=cfg_scale, seed=3)
+    assert got == pytest.approx(total / 4, rel=1e-5)
+
+
+def test_a_shifted_model_scores_one_token_exactly_and_the_first_by_itself() -> None:
+    lm = tiny_lm(logit_shift=1)
+    canvas = torch.cat((PROMPT, torch.tensor([lm.mask_token_id])))
+    expected = float(lm.logits(canvas[None])[0, -2].log_softmax(-1)[TARGET[0]])
+    assert ds.log_likelihood(lm, PROMPT, TARGET[:1], mc_num=2, batch_size=2) == pytest.approx(expected, rel=1e-5)
+    alone = float(lm.logits(canvas[-1:][None])[0, 0].log_softmax(-1)[TARGET[0]])
+    assert ds.log_likelihood(lm, [], TARGET[:1], mc_num=2, batch_size=2) == pytest.approx(alone, rel=1e-5)
