@@ -49,6 +49,9 @@ class Replayed:
         torch.cuda.current_stream(self._device).wait_stream(stream)
         if self._settle is not None:
             self._settle()
+        # cuBLAS works in a buffer that PyTorch keeps per stream and that others may free (torch.compile's graphs do):
+        # without one, the capture takes it from its own pool, where it stays mapped as long as the graph lives.
+        torch._C._cuda_clearCublasWorkspaces()
         graph = torch.cuda.CUDAGraph()
         with (
             _without_collection(),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import dllm_sparse as ds
+from dllm_sparse.models.loading import random_model
 from dllm_sparse.samplers.graph_steps import DiffusionGraphs
 from dllm_sparse.sparsity.graph_ffn import GraphSparseFFN
 from dllm_sparse.sparsity.graph_rows import GraphRows
@@ -55,6 +56,21 @@ def test_autoregressive_commits_the_same_tokens(device: str, stop_at_eos: bool) 
         assert torch.equal(plain.ids, graphed.ids)
         assert torch.equal(plain.commit_step, graphed.commit_step)
         assert plain.forward_passes == graphed.forward_passes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_captured_steps_outlive_the_library_workspaces_of_others() -> None:
+    """torch.compile's graphs free cuBLAS's workspaces: what a capture recorded must not lie in one of them."""
+    lm = random_model("smollm2-135m", device="cuda", dtype="bfloat16")
+    sampler = ds.SamplerConfig(gen_length=16, execution="graph")
+    first = ds.generate(lm, prompt_ids=torch.arange(32)[None], sampler=sampler)
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    taken = torch.full((1 << 28,), torch.nan, device="cuda")
+    again = ds.generate(lm, prompt_ids=torch.arange(32)[None], sampler=sampler)
+    assert torch.equal(first.ids, again.ids)
+    assert taken.isnan().all()
 
 
 @pytest.mark.parametrize("stop_at_eos", [False, True])
