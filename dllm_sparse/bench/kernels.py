@@ -6,7 +6,7 @@ anything. Rows share their large channels, which makes the union density of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -79,8 +79,9 @@ class _Layer:
         self.gate_up = [self._weight(width, 2 * inner, device) for _ in range(LAYERS)]
         self.down = [self._weight(inner, width, device) for _ in range(LAYERS)]
         self.norm = torch.ones(width, device=device, dtype=torch.bfloat16)
-        self.x = self._rows(tokens, width, density, device)
-        self.hidden = self._rows(tokens, inner, density, device)
+        # Every layer has rows of its own: the threshold before is a guess, as it is from step to step.
+        self.x = [self._rows(tokens, width, density, device) for _ in range(LAYERS)]
+        self.hidden = [self._rows(tokens, inner, density, device) for _ in range(LAYERS)]
         self.p = torch.full((1,), 0.999, dtype=torch.float64, device=device)
         self.guesses = torch.zeros((2, tokens), device=device)
         self.kept = torch.zeros((2, tokens), dtype=torch.int32, device=device)
@@ -103,50 +104,55 @@ class _Layer:
             pairs = [(gate_up.t().contiguous().t(), down.t().contiguous().t()) for gate_up, down in pairs]
 
         def run() -> None:
-            for gate_up, down in pairs:
-                normed = add_norm(self.x, None, self.norm, 1e-5)[1]
+            for x, hidden, (gate_up, down) in zip(self.x, self.hidden, pairs, strict=True):
+                normed = add_norm(x, None, self.norm, 1e-5)[1]
                 glu(F.linear(normed, gate_up.t()), self.activation)
-                F.linear(self.hidden, down.t())
+                F.linear(hidden, down.t())
 
         return run
 
     def sparse(self) -> None:
         """All layers, reading the kept rows only."""
-        for gate_up, down in zip(self.gate_up, self.down, strict=True):
-            chosen = select(self.x, self.p, self.guesses[0], self.kept[0], norm=(self.norm, 1e-5)).listed
+        for x, hidden, gate_up, down in zip(self.x, self.hidden, self.gate_up, self.down, strict=True):
+            chosen = select(x, self.p, self.guesses[0], self.kept[0], norm=(self.norm, 1e-5)).listed
             assert chosen is not None
             stream_matmul(chosen, gate_up, self.scratch, activation=self.activation)
-            chosen = select(self.hidden, self.p, self.guesses[1], self.kept[1]).listed
+            chosen = select(hidden, self.p, self.guesses[1], self.kept[1]).listed
             assert chosen is not None
             stream_matmul(chosen, down, self.scratch)
 
     def selection(self) -> None:
         """Both sites' selection of all layers, the norm in front included."""
-        for _ in range(LAYERS):
-            select(self.x, self.p, self.guesses[0], self.kept[0], norm=(self.norm, 1e-5))
-            select(self.hidden, self.p, self.guesses[1], self.kept[1])
+        for x, hidden in self._inputs():
+            select(x, self.p, self.guesses[0], self.kept[0], norm=(self.norm, 1e-5))
+            select(hidden, self.p, self.guesses[1], self.kept[1])
 
     def norm_and_activation(self) -> None:
         """The small layers that a dense FFN has in the same places."""
-        gate_up = torch.empty((len(self.x), 2 * self.hidden.shape[1]), dtype=self.x.dtype, device=self.x.device)
-        for _ in range(LAYERS):
-            add_norm(self.x, None, self.norm, 1e-5)
+        x, hidden = self.x[0], self.hidden[0]
+        gate_up = torch.empty((len(x), 2 * hidden.shape[1]), dtype=x.dtype, device=x.device)
+        for x in self.x:
+            add_norm(x, None, self.norm, 1e-5)
             glu(gate_up, self.activation)
 
     def measured_density(self) -> float:
-        """Share of the weight rows that are read, over both matrices."""
-        widths = self.x.shape[1], self.hidden.shape[1]
-        kept = []
-        for place, rows in enumerate((self.x, self.hidden)):
-            listed = select(rows, self.p, self.guesses[place], self.kept[place]).listed
-            assert listed is not None
-            kept.append(int(listed.length) / widths[place])
-        return (2 * kept[0] + kept[1]) / 3
+        """Share of the weight rows that are read, over both matrices of all layers."""
+        width, inner = self.x[0].shape[1], self.hidden[0].shape[1]
+        read = sum(2 * self._listed(0, x) * inner + self._listed(1, hidden) * width for x, hidden in self._inputs())
+        return read / (3 * LAYERS * width * inner)
+
+    def _listed(self, place: int, rows: Tensor) -> int:
+        listed = select(rows, self.p, self.guesses[place], self.kept[place]).listed
+        assert listed is not None
+        return int(listed.length)
+
+    def _inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.x, self.hidden, strict=True)
 
     def errors(self) -> dict[str, float]:
         """Relative RMS against fp64 of the down product of the masked rows: ours and cuBLAS's on the same input."""
-        chosen = select(self.hidden, self.p, self.guesses[1], self.kept[1])
-        listed, masked = chosen.listed, select(self.hidden, self.p, self.guesses[1], self.kept[1], listing=False).masked
+        state = self.p, self.guesses[1], self.kept[1]
+        listed, masked = select(self.hidden[0], *state).listed, select(self.hidden[0], *state, listing=False).masked
         assert listed is not None
         assert masked is not None
         truth = masked.double() @ self.down[0].double()
