@@ -90,6 +90,15 @@ def test_generate(cli: Cli, tried: Tried, tmp_path: Path) -> None:
     assert {int(line.split(",")[1]) for line in lines} == set(range(lm.config.layers))
 
 
+def test_models_says_of_a_family_what_its_checkpoint_is(cli: Cli, tried: Tried) -> None:
+    lm, rows = tried.lm, cli("models", "--json").json["families"]
+    native = [row for row in rows if row["engine"] == "native" and row["name"] == lm.family]
+    (row,) = native or [row for row in rows if f"{row['model_type']}_text" == lm.family]
+    assert (row["engine"], row["kind"], row["attention"]) == (lm.engine, lm.kind, lm.config.attention)
+    assert (row["noise"], row["logit_shift"]) == (lm.noise, lm.config.logit_shift)
+    assert (row["mask_token_id"] is None) == (lm.mask_token_id is None)
+
+
 def test_drift_report(cli: Cli, tried: Tried, tmp_path: Path) -> None:
     lm = tried.lm
     answer = cli("drift-report", "--model", tried.folder, *SIZES, "--limit", 1, "--json", "--out", tmp_path)
