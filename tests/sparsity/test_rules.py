@@ -139,6 +139,10 @@ def test_top_k_against_a_sort(v: Tensor, fraction: float) -> None:
     assert top_k_mask(v, fraction).tolist() == expected
 
 
+def test_everything_by_top_k_is_every_nonzero_entry() -> None:
+    assert top_k_mask(torch.tensor([0.5, 0.0, -2.0]), 1.0).tolist() == [True, False, True]
+
+
 @given(vectors(), fractions)
 def test_max_p_against_numpy(v: Tensor, p: float) -> None:
     kind = np.float64 if v.dtype == torch.float64 else np.float32
@@ -174,6 +178,21 @@ def test_flattened_top_p_against_exact_sums(rows: list[Tensor], p: float) -> Non
     )
 
 
+@pytest.mark.parametrize("p", [0.01, 0.4, 0.8, 1.0])
+def test_flattened_masks_of_a_batch_are_those_of_its_rows(p: float) -> None:
+    """Rows apart that need the first of two ties, that are full of zeros, or none of this."""
+    rows = torch.tensor([[[5.0, 5.0, 0.0], [1.0, 0.5, 0.0]], [[0.0] * 3] * 2, [[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]]])
+    keep = flattened_top_p_mask(rows, p)
+    assert keep.dtype == torch.bool
+    assert torch.equal(keep, torch.stack([flattened_top_p_mask(row, p) for row in rows]))
+    assert keep[1].all()
+    if p == 0.01:
+        assert keep[0].flatten().nonzero().tolist() == [[0]]
+        assert keep[2].flatten().nonzero().tolist() == [[4]]
+    if p == 1.0:
+        assert keep.all()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_values_that_are_not_finite_are_refused(bad: float, dtype: torch.dtype) -> None:
@@ -188,7 +207,8 @@ def test_values_that_are_not_finite_are_refused(bad: float, dtype: torch.dtype) 
 @pytest.mark.parametrize("p", [-0.1, 1.1, 80, math.nan])
 def test_a_fraction_outside_0_to_1_is_refused_with_an_example(p: float) -> None:
     for rule in (ds.top_p_mask, top_k_mask, max_p_mask, flattened_top_p_mask):
-        with pytest.raises(UsageError, match=rf"{p}; allowed: 0 to 1 \(for example 0.8\)"):
+        name = r"top_k's p \(the kept fraction\)" if rule is top_k_mask else "p"
+        with pytest.raises(UsageError, match=rf"^{name} is {p}; allowed: 0 to 1 \(for example 0.8\)$"):
             rule(torch.ones(4), p)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 import dllm_sparse as ds
 from dllm_sparse.sparsity.rules import flattened_top_p_mask, max_p_mask, threshold_mask, top_k_mask
 from dllm_sparse.sparsity.scopes import scoped_mask
+from dllm_sparse.types import NonFiniteActivations
 
 RULES = {"top_p": ds.top_p_mask, "top_k": top_k_mask, "max_p": max_p_mask, "threshold": threshold_mask}
 
@@ -80,6 +81,29 @@ def test_unchecked_masks_are_the_same_and_keep_what_is_not_finite(scope: Any, ti
     for bad in (torch.nan, torch.inf):
         v[0, 4, 5] = bad
         assert scoped_mask(v, 0.6, config, where, None, check=False)[0, 4, 5]
+
+
+@pytest.mark.parametrize("scope", ["token", "group", "sequence"])
+@pytest.mark.parametrize(("rule", "p"), [("top_p", 1.0), ("top_k", 1.0), ("max_p", 0.0), ("threshold", 0.0)])
+def test_the_identity_keeps_what_is_not_zero(scope: Any, rule: Any, p: float) -> None:
+    v = torch.tensor([[[0.5, 0.0, -2.0], [1e-30, 3.0, 0.0]]])
+    config = ds.SparsityConfig(rule=rule, p=p, scope=scope, group_size=2)
+    assert torch.equal(scoped_mask(v, p, config, context([0], 2), None), v != 0)
+
+
+def test_tokens_trim_their_ties_where_asked() -> None:
+    v = torch.ones(1, 2, 4)
+    for ties, kept in (("keep", 4), ("trim", 2)):
+        config = ds.SparsityConfig(p=0.5, ties=ties)  # type: ignore[arg-type]
+        assert scoped_mask(v, 0.5, config, context([0], 2), None).sum(-1).tolist() == [[kept, kept]]
+
+
+@pytest.mark.parametrize("scope", ["token", "group", "sequence"])
+def test_checked_masks_refuse_what_is_not_finite(scope: Any) -> None:
+    v = torch.ones(1, 2, 4)
+    v[0, 1, 2] = torch.nan
+    with pytest.raises(NonFiniteActivations):
+        scoped_mask(v, 0.5, ds.SparsityConfig(p=0.5, scope=scope), context([0], 2), None)
 
 
 @given(batches(), configs)
