@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.analysis.token_reuse import TokenReuse
+from dllm_sparse.models.kv_cache import KVCache
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.confidence import pick_by_quota, token_probabilities
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.sparsifier import Sparsifier, overriding

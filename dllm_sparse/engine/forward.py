@@ -26,8 +26,9 @@ from dllm_sparse.kernels.streaming import (
     stream_matmul,
 )
 from dllm_sparse.models.feed_forward import FeedForward
+from dllm_sparse.models.kv_cache import KVCache
 from dllm_sparse.models.moe import MoEFeedForward
-from dllm_sparse.models.transformer import Attention, Block, KVCache, Transformer
+from dllm_sparse.models.transformer import Attention, Block, Transformer
 
 
 @dataclass(slots=True)

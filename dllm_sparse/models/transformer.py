@@ -7,7 +7,6 @@ Shapes: B rows, T tokens of this forward, S cached length, D width, F FFN width,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from typing import Protocol
 
 import torch
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 from dllm_sparse.kernels.reference import rms_norm, rotate
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.feed_forward import FeedForward
+from dllm_sparse.models.kv_cache import KVCache
 from dllm_sparse.models.moe import Experts, MoEFeedForward
+from dllm_sparse.models.rope import rope_frequencies, rope_tables
 from dllm_sparse.types import SiteName, StepContext
 
 
@@ -40,84 +41,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape and dtype."""
         return rms_norm(x, self.weight, self.eps)
-
-
-def rope_frequencies(config: TransformerConfig) -> Tensor:
-    """Inverse frequencies [rotary_dim / 2] in fp32, with Llama 3.1's or linear scaling applied."""
-    exponent = torch.arange(0, config.rotary_dim, 2, dtype=torch.int64, device="cpu").float() / config.rotary_dim
-    frequencies = 1.0 / (config.rope_theta**exponent)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    wavelengths = 2 * torch.pi / frequencies
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    smooth = (scaling.original_max_positions / wavelengths - low) / (high - low)
-    smooth = smooth.clamp(0.0, 1.0)
-    return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
-
-
-def rope_tables(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, [..., T, rotary_dim] fp32, for integer positions [..., T]."""
-    angles = positions[..., None].float() * frequencies
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
-class KVCache:
-    """Static post-RoPE keys and values, addressed by canvas position; a forward rewrites its own slice in place."""
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        batch: int,
-        length: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        layers: int | None = None,
-    ) -> None:
-        shape = (layers or config.layers, batch, config.kv_heads, length, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-
-    @property
-    def length(self) -> int:
-        """Canvas positions the buffers can hold."""
-        return self.keys.shape[3]
-
-    def front(self, rows: int) -> KVCache:
-        """The cache of the first rows alone, in the same memory."""
-        view = copy(self)
-        view.keys, view.values = self.keys[:, :rows], self.values[:, :rows]
-        return view
-
-    def spread(self, rows: Tensor, length: int) -> KVCache:
-        """A new cache of `length` positions that begins with copies of these rows [R], which may repeat."""
-        copied = copy(self)
-        room = (0, 0, 0, length - self.length)
-        copied.keys, copied.values = (F.pad(buffer[:, rows], room) for buffer in (self.keys, self.values))
-        return copied
-
-    def take(self, rows: Tensor) -> KVCache:
-        """The cache of these rows [R], ascending, which move to the front of the same memory."""
-        places = torch.arange(len(rows), device=rows.device)
-        away = rows != places
-        self.move(rows[away], places[away])
-        return self.front(len(rows))
-
-    def move(self, source: Tensor, target: Tensor) -> None:
-        """Copies rows [N] `source` to the places [N] `target`; layer by layer, so that little memory is needed."""
-        for buffer in (self.keys, self.values):
-            for layer in buffer:
-                layer[target] = layer[source]
-
-    def update(self, layer: int, start: int, key: Tensor, value: Tensor, visible: int) -> tuple[Tensor, Tensor]:
-        """Stores [B, kv_heads, T, head_dim] at `start` and returns the first `visible` positions."""
-        stop = start + key.shape[2]
-        self.keys[layer, :, :, start:stop] = key
-        self.values[layer, :, :, start:stop] = value
-        return self.keys[layer, :, :, :visible], self.values[layer, :, :, :visible]
 
 
 class Attention(nn.Module):

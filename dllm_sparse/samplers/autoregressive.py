@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.engine.observing import GraphableObserver, StepClock, rows_may_leave
+from dllm_sparse.models.kv_cache import KVCache
 from dllm_sparse.models.language_model import LanguageModel, rotary_positions
-from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.autoregressive_steps import AutoregressiveGraphs
 from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.confidence import choose_tokens, token_probabilities

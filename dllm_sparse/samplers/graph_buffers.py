@@ -14,8 +14,8 @@ from torch import Tensor
 from dllm_sparse.engine.flags import Flags
 from dllm_sparse.engine.forward import FFNRunner, FixedForward, Window
 from dllm_sparse.kernels.cached_attention import Span
+from dllm_sparse.models.kv_cache import KVCache
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.canvas import Canvas
 from dllm_sparse.types import NonFiniteActivations
 

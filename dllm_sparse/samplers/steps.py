@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_sparse.engine.observing import rows_may_leave
+from dllm_sparse.models.kv_cache import KVCache
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.models.transformer import KVCache
 from dllm_sparse.samplers.canvas import Canvas
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.remasking import Contest, Members, Rule

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels.reference import rotate
+from dllm_sparse.models.kv_cache import KVCache
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.models.transformer import KVCache, rope_tables
+from dllm_sparse.models.rope import rope_tables
 from tests.helpers import left_padded, random_ids, tiny_lm
 
 PROMPTS = [random_ids(1, length, seed=length)[0] for length in (14, 9, 2)]
