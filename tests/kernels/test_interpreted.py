@@ -14,5 +14,9 @@ OLD = BEFORE_3_9 and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
 
 @pytest.mark.skipif(OLD, reason="the interpreter of triton before 3.9 cannot loop to a loaded bound under numpy 2.4")
 def test_kernels_agree_with_their_twins_in_the_interpreter() -> None:
-    printed = interpreted("from tests.kernels.interpreted import check_all; check_all()")
-    assert printed.split() == ["products", "layers", "attention", "choice", "selection"]
+    printed = interpreted(
+        "from tests.kernels.interpreted import CHECKS, run; from tests.kernels.interpreted_edges import EDGES; "
+        "run((*CHECKS, *EDGES))"
+    )
+    plain, edges = ["products", "layers", "attention", "choice", "selection"], ["lists", "norms", "one_key"]
+    assert printed.split() == [*plain, *edges, "choices", "odd_rows", "unions"]

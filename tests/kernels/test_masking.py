@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def values(width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Rows of scores with signs, [6, width]; subnormal ones in fp32 only, huge ones as far as the type goes."""
+    """Rows of scores with signs, [7, width]; subnormal ones in fp32 only, huge ones as far as the type goes."""
     v = rows(width)
     if dtype != torch.float32:
         v[3] = v[0].round(decimals=1)
@@ -42,7 +42,8 @@ def check(device: str, widths: tuple[int, ...]) -> None:
 
 def test_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    interpreted(f"from tests.kernels.test_masking import check; check('cpu', {WIDTHS})")
+    poisoned = "import torch; torch.use_deterministic_algorithms(True)"  # fresh masks are all True
+    interpreted(f"{poisoned}; from tests.kernels.test_masking import check; check('cpu', {WIDTHS})")
 
 
 def test_not_used_where_it_cannot_run() -> None:

@@ -13,13 +13,14 @@ WIDTHS = (1, 63, 300, MAX_ROW + 5)
 
 
 def rows(width: int) -> torch.Tensor:
-    """Ordinary, all-zero, tied, denormal, huge and one-hot rows of scores, [6, width]."""
-    score = torch.randn(6, width, generator=torch.Generator().manual_seed(width)).abs()
+    """Ordinary, all-zero, tied, denormal, huge, one-hot and constant rows of scores, [7, width]."""
+    score = torch.randn(7, width, generator=torch.Generator().manual_seed(width)).abs()
     score[1] = 0
     score[2] = score[2].round()
     score[3] *= 1e-40
     score[4] *= 1e30
     score[5, 1:] = 0
+    score[6] = 0.5
     return score
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -15,8 +17,8 @@ SHAPES = ((1, 1, 5), (3, 7, 20), (2, 32, 33), (3, 70, 20))
 
 def check(device: str, shapes: tuple[tuple[int, int, int], ...]) -> None:
     generator = torch.Generator().manual_seed(0)
-    for rows, tokens, width in shapes:
-        keep = torch.rand(rows, tokens, width, generator=generator) < 0.3
+    for (rows, tokens, width), density in (*product(shapes, (0.3,)), (shapes[2], 0.0), (shapes[2], 1.0)):
+        keep = torch.rand(rows, tokens, width, generator=generator) < density
         classes = torch.randint(1, len(TokenClass), (rows, tokens), generator=generator).to(torch.int8)
         classes[-1, : tokens // 3] = TokenClass.PADDING
         found = tally(keep.to(device), classes.to(device))
@@ -28,6 +30,10 @@ def check(device: str, shapes: tuple[tuple[int, int, int], ...]) -> None:
         unions = found.unions.cpu() * torch.tensor([1, width])
         assert torch.equal(unions, union_counts(keep, real, (SHORT, LONG)))
         assert torch.equal(found.union.cpu(), keep[real].any(0))
+    nothing = tally(
+        torch.ones(1, 3, 5, dtype=torch.bool, device=device), torch.zeros(1, 3, dtype=torch.int8).to(device)
+    )
+    assert not any(part.any() for part in nothing)  # padding alone
 
 
 def test_in_the_interpreter() -> None:
