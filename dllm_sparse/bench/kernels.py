@@ -22,8 +22,8 @@ from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.types import BackendUnavailable
 
 SCHEMA = "dllm-sparse/bench-kernels@1"
-LAYERS = 4
-"""Layers whose weights are rotated: of an 8B model, four are twenty times the L2 cache."""
+LAYERS = 16
+"""Layers whose weights are rotated: many times the L2 cache, and enough to share out what a graph's launch costs."""
 
 
 def bench_ffn(
