@@ -30,6 +30,7 @@ from lab_fits import fit_and_keep
 from lab_runs import Run, all_runs, recipe_of
 
 from dllm_sparse.evaluation.fingerprints import git_revision, versions
+from dllm_sparse.files import read_sealed
 from dllm_sparse.report.law_points import POINTS_FILE, LawPoint, Measurement, measure_run, read_points
 from dllm_sparse.training.data import Prepared, load_prepared, prepare, prepared_for
 from dllm_sparse.training.snapshots import log_spaced
@@ -108,7 +109,7 @@ def measured(runs: list[Run], asked: argparse.Namespace) -> list[LawPoint]:
     for run in runs:
         stored = asked.work / run.name / POINTS_FILE
         if stored.exists():
-            found = json.loads(stored.read_text(encoding="utf-8"))["points"]
+            found = read_sealed(stored, "a file of measured points")["points"]
             points += [replace(LawPoint(**row), run=run.name) for row in found]
     return points
 

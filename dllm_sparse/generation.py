@@ -134,15 +134,15 @@ def left_padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tenso
 def _encode_one(lm: LanguageModel, prompt: str, *, chat: bool) -> list[int]:
     assert lm.tokenizer is not None
     if not chat:
-        ids = list(lm.tokenizer(prompt)["input_ids"])
+        ids = lm.token_ids(prompt)
         if not ids and lm.config.bos_token_id is not None:
             ids = [lm.config.bos_token_id]
         return ids
     if not getattr(lm.tokenizer, "chat_template", None):
         raise UsageError(f"{lm.name}'s tokenizer has no chat template; use --no-chat")
     message = [{"role": "user", "content": prompt}]
-    text = lm.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+    text = lm.chat_text(message, add_generation_prompt=True)
+    return lm.token_ids(text, add_special_tokens=False)
 
 
 def _given_ids(

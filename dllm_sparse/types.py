@@ -6,9 +6,11 @@ D model width, F FFN width, V vocabulary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
@@ -161,6 +163,56 @@ class NonFiniteActivations(DllmSparseError):
 
 class BackendUnavailable(DllmSparseError):
     """An explicitly requested backend cannot run here."""
+
+
+class OutOfMemory(DllmSparseError):
+    """Memory ran out; says what was being allocated."""
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """What was being allocated when memory ran out, in words; None for any other error.
+
+    torch raises RuntimeErrors on a CPU and in cuBLAS, an error of its own on a GPU; numpy and Python MemoryErrors.
+    """
+    if isinstance(error, OutOfMemory):
+        return str(error)
+    words = str(error).strip()
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    signs = ("allocate memory", "out of memory", "ALLOC_FAILED")
+    if not (known or (isinstance(error, RuntimeError | OSError) and any(sign in words for sign in signs))):
+        return None
+    wanted = re.search(r"tried to allocate ([\d.]+ \w+)|Unable to allocate ([\d.]+ \w+)", words, re.IGNORECASE)
+    if wanted is None:
+        return f"out of memory ({words.splitlines()[0]})" if words else "out of memory"
+    amount = wanted[1] or wanted[2]
+    if amount.endswith(" bytes"):
+        amount = f"{int(amount.split()[0]) / 2**30:.2f} GiB"
+    return f"out of memory: {amount} could not be allocated {'on the GPU' if 'CUDA' in words else 'on the CPU'}"
+
+
+class FileNotWritten(DllmSparseError):
+    """A file the system refused to write: a full disk, a read-only folder. What was there before is as it was."""
+
+    def __init__(self, path: Path, reason: OSError) -> None:
+        super().__init__(
+            f"{path} cannot be written ({reason.strerror or reason}); files finished before are whole: make room or "
+            "choose another folder, and run again"
+        )
+
+
+class DamagedFile(DllmSparseError):
+    """A file this package wrote and cannot take up again. Nothing is silently computed twice, or from half a file."""
+
+    def __init__(self, path: Path, what: str, reason: object) -> None:
+        said = str(reason) if isinstance(reason, str | OSError) else repr(reason)
+        super().__init__(f"{path} is not {what} ({said[:200]}); remove it and run again")
+
+
+class StdoutNotWritten(DllmSparseError):
+    """The answer has nowhere to go: stdout leads to a full disk."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(f"the answer cannot be written to stdout ({reason.strerror or reason})")
 
 
 class PromptFileError(UsageError):

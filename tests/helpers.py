@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import typing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -167,3 +170,25 @@ def run_cli(*arguments: str, stdin: str | None = None, **environment: str) -> su
     command = [sys.executable, "-c", "from dllm_sparse.cli import main; main()", *arguments]
     feed: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False, **feed)
+
+
+@contextmanager
+def limited(what: int, limit: int) -> Iterator[None]:
+    """For a while the system gives this process no more than `limit` of a resource (a constant of `resource`)."""
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
+
+
+def small_files_only(limit: int) -> AbstractContextManager[None]:
+    """No file may grow past `limit` bytes, as on a disk that is full by then."""
+    return limited(resource.RLIMIT_FSIZE, limit)
+
+
+def little_memory(more: int) -> AbstractContextManager[None]:
+    """This process gets at most about `more` bytes beyond what it holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return limited(resource.RLIMIT_AS, pages * resource.getpagesize() + more)

@@ -9,11 +9,11 @@ from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from dllm_sparse.analysis.tallies import MaskCounts, SiteTally
-from dllm_sparse.files import atomic_path
+from dllm_sparse.files import write_bytes
 from dllm_sparse.types import DllmSparseError, Kind, Site, SiteName
 
 _TENSORS = tuple(f.name for f in fields(SiteTally) if f.name != "width")
@@ -32,10 +32,8 @@ def save_counts(counts: MaskCounts, path: Path) -> Path:
         "sites": [(*site, tally.width) for site, tally in counts.sites.items()],
         "canvas": list(counts.canvas),
     }
-    with atomic_path(path) as temporary:
-        contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        save_file(contiguous, temporary, metadata={"settings": json.dumps(settings)})
-    return path
+    contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    return write_bytes(path, save(contiguous, metadata={"settings": json.dumps(settings)}))
 
 
 def load_counts(path: Path) -> MaskCounts:

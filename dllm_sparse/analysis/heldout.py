@@ -96,7 +96,7 @@ def windows_of(lm: LanguageModel, texts: Sequence[str], windows: int, length: in
     for text in texts:
         # A token is a character at least; more text than that is never needed.
         room = (windows * length - len(stream)) * 16
-        stream += lm.tokenizer(text[:room], verbose=False)["input_ids"]  # longer than the context is meant
+        stream += lm.token_ids(text[:room], verbose=False)  # longer than the context is meant
         if len(stream) >= windows * length:
             break
     found = len(stream) // length

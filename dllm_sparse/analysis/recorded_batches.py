@@ -6,15 +6,13 @@ with a hash of all a recording depends on: a batch recorded in other circumstanc
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dllm_sparse.analysis.counts_file import load_counts, save_counts
 from dllm_sparse.analysis.tallies import MaskCounts
-from dllm_sparse.files import write_json
-from dllm_sparse.types import DllmSparseError
+from dllm_sparse.files import file_sha256, read_sealed, write_sealed
+from dllm_sparse.types import DamagedFile
 
 
 @dataclass(slots=True)
@@ -45,41 +43,29 @@ class RecordedBatches:
         self.folder, self.key = folder, key[:24]
 
     def get(self, number: int) -> Recording | None:
-        """The stored batch, or None. A damaged file raises DllmSparseError: nothing is silently recorded twice."""
-        tokens = self._path(number, "json")
+        """The stored batch, or None. A damaged file raises DamagedFile: nothing is silently recorded twice."""
+        tokens, counts = self._path(number, "json"), self._path(number, "safetensors")
         if not tokens.exists():
             return None
-        try:
-            stored = json.loads(tokens.read_text(encoding="utf-8"))
-            ids, steps = _rows(stored["ids"]), _rows(stored["commit_steps"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DllmSparseError(f"{tokens} is not a stored batch ({error!r}); remove it and run again") from error
-        counts = load_counts(self._path(number, "safetensors"))
-        if not counts.prompts == len(ids) == len(steps):
-            raise DllmSparseError(f"{tokens} does not fit the counts beside it; remove it and run again")
-        return Recording(counts, ids, steps)
+        stored = read_sealed(tokens, "a stored batch")
+        if not counts.exists() or file_sha256(counts) != stored["counts_sha256"]:
+            raise DamagedFile(counts, "the counts of its batch", "missing, or its checksum is another")
+        return Recording(load_counts(counts), stored["ids"], stored["commit_steps"])
 
     def put(self, number: int, batch: Recording) -> None:
         """Stores a finished batch."""
-        save_counts(batch.counts, self._path(number, "safetensors"))
-        write_json(self._path(number, "json"), {"ids": batch.ids, "commit_steps": batch.commit_steps})
+        counts = save_counts(batch.counts, self._path(number, "safetensors"))
+        write_sealed(
+            self._path(number, "json"),
+            {"ids": batch.ids, "commit_steps": batch.commit_steps, "counts_sha256": file_sha256(counts)},
+        )
 
     def clear(self) -> None:
         """Removes this recording's batches, once what they led to is written."""
-        for file in self.folder.glob(f"{self.key}-*"):
-            file.unlink()
+        for file in (*self.folder.glob(f"{self.key}-*"), *self.folder.glob(f".{self.key}-*")):
+            file.unlink()  # the latter: what a killed writer left
         if self.folder.exists() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def _path(self, number: int, suffix: str) -> Path:
         return self.folder / f"{self.key}-{number:05d}.{suffix}"
-
-
-def _rows(value: Any) -> list[list[int]]:
-    if not isinstance(value, list) or not all(isinstance(row, list) and all(map(_whole, row)) for row in value):
-        raise TypeError("expected rows of integers")
-    return value
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

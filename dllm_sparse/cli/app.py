@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from dllm_sparse.cli.drift_report import drift_report
 from dllm_sparse.cli.generate import generate
 from dllm_sparse.cli.laws import laws
 from dllm_sparse.cli.layers import layers
+from dllm_sparse.cli.memory import names_memory_options
 from dllm_sparse.cli.models import models
 from dllm_sparse.cli.train import train
 
@@ -44,16 +46,11 @@ def root(
     """Activation sparsity in diffusion language models: measure it, watch it move, use it."""
 
 
-app.command()(generate)
-app.command()(drift_report)
-app.command()(critical_sparsity)
-app.command()(compare)
-for measure in (engine, sparse, kernels, tune):
-    bench.command()(measure)
+_COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
+    app: (generate, drift_report, critical_sparsity, compare, models, train, laws, layers, cett, doctor),
+    bench: (engine, sparse, kernels, tune),
+}
+for group, commands in _COMMANDS.items():
+    for command in commands:
+        group.command()(names_memory_options(command))
 app.add_typer(bench, name="bench")
-app.command()(models)
-app.command()(train)
-app.command()(laws)
-app.command()(layers)
-app.command()(cett)
-app.command()(doctor)

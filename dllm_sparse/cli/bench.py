@@ -64,6 +64,7 @@ def engine(
     from dllm_sparse.bench.engine import bench_engine
     from dllm_sparse.bench.machine import rates
     from dllm_sparse.bench.workload import EngineWorkload
+    from dllm_sparse.files import check_folder
     from dllm_sparse.samplers.config import SamplerConfig
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -82,6 +83,7 @@ def engine(
         EngineWorkload(sampler=sampler, batch=rows, prompt_length=prompt_length, repeats=repeats)
         for rows in batch or [1]
     ]
+    check_folder(out)
     lm = load_measured(output, model, shape, device, dtype, revision)
     speed = rates(lm.device, lm.dtype)
     output.say(f"{speed.bandwidth / 1e9:,.1f} GB/s, {speed.flops / 1e12:,.2f} TFLOP/s ({speed.source})")
@@ -160,21 +162,29 @@ def text_range(timing: dict[str, float], digits: int = 2) -> str:
 
 
 def _write(out: Path, value: dict[str, Any]) -> list[Path]:
-    from dllm_sparse.files import write_json, write_text
+    from dllm_sparse.files import write_csv, write_json
     from dllm_sparse.report.roofline import write_roofline
 
-    header = "model,dtype,execution,batch,prompt_length,forward,count,tokens,ms,ms_q20,ms_q80,floor_ms,share_of_floor"
-    lines = [f"{header},active_experts,random_routing_experts"]
-    for row in value["rows"]:
-        for step in row["steps"]:
-            ms = step["ms"]
-            name = row["model"].replace(",", " ")
-            facts = [name, row["dtype"], row["execution"], row["batch"], row["prompt_length"], step["forward"]]
-            facts += [step["per_generation"], step["tokens"], ms["median"], ms["low"], ms["high"]]
-            experts = step["active_experts"] or {"measured": "", "random_routing": ""}
-            facts += [step["floor_ms"], step["share_of_floor"], experts["measured"], experts["random_routing"]]
-            lines.append(",".join(str(fact) for fact in facts))
-    files = [write_json(out / "engine.json", value), write_text(out / "engine.csv", "\n".join(lines) + "\n")]
+    steps = [_step_row(row, step) for row in value["rows"] for step in row["steps"]]
+    files = [write_json(out / "engine.json", value), write_csv(out / "engine.csv", steps)]
     stepped = [row for row in value["rows"] if row["steps"]]
     picture = write_roofline(out / "roofline.png", stepped) if stepped else None
     return [*files, picture] if picture else files
+
+
+def _step_row(row: dict[str, Any], step: dict[str, Any]) -> dict[str, Any]:
+    """One kind of forward of one workload, for the CSV file."""
+    ms, experts = step["ms"], step["active_experts"] or {}
+    return {
+        **{name: row[name] for name in ("model", "dtype", "execution", "batch", "prompt_length")},
+        "forward": step["forward"],
+        "count": step["per_generation"],
+        "tokens": step["tokens"],
+        "ms": ms["median"],
+        "ms_q20": ms["low"],
+        "ms_q80": ms["high"],
+        "floor_ms": step["floor_ms"],
+        "share_of_floor": step["share_of_floor"],
+        "active_experts": experts.get("measured"),
+        "random_routing_experts": experts.get("random_routing"),
+    }

@@ -41,12 +41,14 @@ def sparse(
     from dllm_sparse.bench.machine import rates
     from dllm_sparse.bench.prediction import beside_dense
     from dllm_sparse.bench.workload import EngineWorkload
+    from dllm_sparse.files import check_folder
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.sparsity.config import SparsityConfig
 
     output = Output(as_json=as_json, quiet=quiet)
     sampler = SamplerConfig(gen_length=gen_length, block_length=block_length, cache=cache, seed=seed)
     configs = [SparsityConfig(p=value, where=where) for value in p or (0.5, 0.8)]  # type: ignore[arg-type]
+    check_folder(out)
     lm = load_measured(output, model, shape, device, dtype, None)
     speed = rates(lm.device, lm.dtype)
     rows = []
@@ -105,10 +107,12 @@ def kernels(
     from dllm_sparse.bench.kernels import bench_ffn
     from dllm_sparse.bench.machine import rates
     from dllm_sparse.bench.tuning import gpu
+    from dllm_sparse.files import check_folder
     from dllm_sparse.models.shapes import shape_config
 
     output = Output(as_json=as_json, quiet=quiet)
     config, target = shape_config(shape), gpu(device)
+    check_folder(out)
     speed = rates(target, torch.bfloat16)
     rows = []
     for count in tokens or (1, 2, 4, 8, 16, 32, 64):

@@ -81,6 +81,7 @@ def generate(
     Example: dllm-sparse generate --p 0.8 --prompt "Once upon a time"
     """
     from dllm_sparse.cli.sparsity import parse_schedule
+    from dllm_sparse.files import check_folder
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.samplers.loops import fitted
     from dllm_sparse.sparsity.config import IDENTITY, SparsityConfig
@@ -122,8 +123,7 @@ def generate(
         backend=backend,
     )
     texts = gather_prompts(prompt or [], prompts)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # fails now, not after an hour of decoding
+    check_folder(out)  # fails now, not after an hour of decoding
     lm = open_model(output, model, device, dtype, revision, engine)
     sampler = fitted(lm, sampler)
     use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
@@ -212,13 +212,15 @@ def _answer(
 
 def _layer_table(path: Path, results: list[Generation]) -> Path:
     """Measured sparsity per batch, layer and site, in long format (empty for a dense run)."""
-    from dllm_sparse.files import write_text
+    from dllm_sparse.files import write_csv
 
-    lines = ["batch,layer,site,sparsity"]
-    for number, result in enumerate(results):
-        for row in result.sparsity_report.get("by_layer", ()):
-            lines.append(f"{number},{row['layer']},{row['site']},{row['sparsity']}")
-    return write_text(path, "\n".join(lines) + "\n")
+    columns = ("layer", "site", "sparsity")
+    rows = [
+        {"batch": number, **{name: row[name] for name in columns}}
+        for number, result in enumerate(results)
+        for row in result.sparsity_report.get("by_layer", ())
+    ]
+    return write_csv(path, rows, columns=("batch", *columns))
 
 
 def _summarise(output: Output, result: Generation) -> None:

@@ -1,9 +1,8 @@
-"""Where words go: the answer to stdout, everything else to stderr. Model text is stripped of terminal escapes."""
+"""Where words go: the answer to stdout, everything else to stderr, all of it stripped of terminal escapes."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-# C0 except tab and newline, DEL and C1: what a terminal might act on.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from dllm_sparse.cli.terminal import UNSAFE, printable
+from dllm_sparse.types import StdoutNotWritten
 
 
 class Output:
@@ -23,25 +22,33 @@ class Output:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.narrate = not (quiet or as_json)
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def answer(self, text: str) -> None:
-        """A line of the answer, on stdout; never styled, control characters removed."""
-        sys.stdout.write(printable(text) + "\n")
+        """A line of the answer, on stdout; never styled."""
+        self._write(printable(text))
 
     def json(self, value: Any) -> None:
         """The one JSON object of --json."""
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        sys.stdout.write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+        self._write(UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+    def _write(self, line: str) -> None:
+        try:
+            sys.stdout.write(line + "\n")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StdoutNotWritten(error) from error
 
     def say(self, text: str) -> None:
         """Narration on stderr, unless quiet."""
         if self.narrate:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(printable(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A warning on stderr, also when quiet."""
-        self.console.print(f"warning: {text}", markup=False, soft_wrap=True)
+        self.console.print(f"warning: {printable(text)}", soft_wrap=True)
 
     def paths(self, files: list[Path]) -> None:
         """The files a command wrote, one a line."""
@@ -56,12 +63,12 @@ class Output:
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Any]:
         """A progress bar on stderr; yields a function that advances it by one. Silent where nobody watches."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, disable=not self.live, transient=True) as bar:
-            task = bar.add_task(title, total=total)
+        with self.bars() as bar:
+            task = bar.add_task(printable(title), total=total)
             yield lambda amount=1: bar.advance(task, amount)
 
-
-def printable(text: str) -> str:
-    """Text without control characters a terminal could act on (escape sequences in a model's output)."""
-    return _CONTROL.sub("", text)
+    def bars(self, done: ProgressColumn | None = None, *, watched: bool = True) -> Progress:
+        """Empty progress bars; `done` says how far each is. A title is shown as it is, never read as markup."""
+        title = TextColumn("{task.description}", markup=False)
+        columns = (title, BarColumn(), done or MofNCompleteColumn(), TimeRemainingColumn())
+        return Progress(*columns, console=self.console, disable=not (self.live and watched), transient=True)

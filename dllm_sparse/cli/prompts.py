@@ -23,6 +23,9 @@ def gather_prompts(given: Sequence[str], file: Path | None) -> list[str]:
         prompts = [text] if text else []
     if not prompts:
         raise UsageError('no prompt; give --prompt "Once upon a time", --prompts FILE or text on stdin')
+    for number, prompt in enumerate(prompts, start=1):
+        if not _encodable(prompt):
+            raise UsageError(f"prompt {number} is not valid UTF-8: {prompt[:60]!r}")
     return prompts
 
 
@@ -53,9 +56,14 @@ def _from_json(line: str, file: Path, number: int) -> str:
     expected = 'expected a JSON object with a non-empty string "prompt"'
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PromptFileError(f"{file}, line {number}: {expected}; {error}") from error
     prompt = value.get("prompt") if isinstance(value, dict) else None
-    if not isinstance(prompt, str) or not prompt:
+    if not isinstance(prompt, str) or not prompt or not _encodable(prompt):
         raise PromptFileError(f"{file}, line {number}: {expected}; found {line[:60]!r}")
     return prompt
+
+
+def _encodable(text: str) -> bool:
+    """False for lone surrogates: no text has them, but JSON's escapes and undecodable bytes of a shell become such."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dllm_sparse.cli.output import Output
+from dllm_sparse.cli.terminal import printable
 from dllm_sparse.types import UsageError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from dllm_sparse.evaluation.options import ScoringOptions
     from dllm_sparse.models.language_model import LanguageModel
     from dllm_sparse.samplers.config import SamplerConfig
@@ -132,12 +131,10 @@ class SweepProgress:
     """Bars over points and over the items of the current one, with the time left; a line a point off a terminal."""
 
     def __init__(self, output: Output, *, first: bool = True) -> None:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import TaskProgressColumn
 
         self._output, self._first = output, first
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        watched = output.live and first
-        self._bars: Progress = Progress(*columns, console=output.console, disable=not watched, transient=True)
+        self._bars = output.bars(TaskProgressColumn(), watched=first)
         self._points = self._bars.add_task("points", total=None)
         self._items = self._bars.add_task("items", total=1.0)
         self._title = ""
@@ -155,8 +152,8 @@ class SweepProgress:
 
     def started(self, title: str) -> None:
         """Shows the point that begins."""
-        self._title = title
-        self._bars.reset(self._items, description=title, total=1.0)
+        self._title = printable(title)
+        self._bars.reset(self._items, description=self._title, total=1.0)
 
     def advanced(self, share: float) -> None:
         """Moves the bar of the current point."""

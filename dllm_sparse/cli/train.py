@@ -113,11 +113,7 @@ def _prepared(recipe: Recipe, corpus: Path | None, folder: Path, output: Output,
 @contextmanager
 def _display(output: Output, steps: int, done: int) -> Iterator[Callable[[Progress], None]]:
     """Loss, tokens a second and time left on stderr: a moving line on a terminal, a line an evaluation elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=output.console, disable=not output.live, transient=True) as bar:
+    with output.bars() as bar:
         task = bar.add_task("training", total=steps, completed=done)
 
         def report(progress: Progress) -> None:

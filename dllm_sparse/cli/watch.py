@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from dllm_sparse.cli.output import printable
+from dllm_sparse.cli.terminal import printable
 from dllm_sparse.types import Observer, Step, StepResult
 
 if TYPE_CHECKING:

@@ -27,11 +27,11 @@ def infill_hits(
     for start in range(0, len(items), batch_size):
         rows, gaps, targets = [], [], []
         for item in items[start : start + batch_size]:
-            left = lm.tokenizer.encode(item["prefix"])
-            right = lm.tokenizer.encode(item["suffix"], add_special_tokens=False) if two_sided else []
+            left = lm.token_ids(item["prefix"])
+            right = lm.token_ids(item["suffix"], add_special_tokens=False) if two_sided else []
             rows.append([*left, mask_id, *right])
             gaps.append(len(left))
-            targets.append(lm.tokenizer.encode(f" {item['target']}", add_special_tokens=False)[0])
+            targets.append(lm.token_ids(f" {item['target']}", add_special_tokens=False)[0])
         width = max(len(row) for row in rows)
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

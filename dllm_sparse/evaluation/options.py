@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from dllm_sparse.fields import check_fields
 from dllm_sparse.types import UsageError
 
 Estimator = Literal["monte_carlo", "distinct", "pseudo"]
@@ -33,8 +34,7 @@ class ScoringOptions:
     batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.estimator not in get_args(Estimator):
-            raise UsageError(f"estimator is {self.estimator!r}; allowed: {', '.join(get_args(Estimator))}")
+        check_fields(self)
         if self.mc_num < 1 or self.group < 1 or self.mc_num % self.group:
             raise UsageError(
                 f"mc_num {self.mc_num} is not a multiple of mc_batch {self.group}; try mc_num {max(self.group, 1) * 8}"

@@ -44,7 +44,7 @@ class Encoder:
     def __init__(self, lm: LanguageModel, max_length: int | None = None) -> None:
         if lm.tokenizer is None:
             raise UsageError(f"{lm.name} has no tokenizer; tasks are made of text")
-        self.tokenizer = lm.tokenizer
+        self.tokenizer, self._token_ids = lm.tokenizer, lm.token_ids
         self.diffusion = lm.kind == "diffusion"
         self.max_length = min(max_length or lm.config.max_positions, lm.config.max_positions)
         ids = (
@@ -59,7 +59,7 @@ class Encoder:
         """Ids of a text; `special` lets the tokenizer add what it adds by default (a BOS, usually)."""
         if special and self.prefix is not None and text.startswith(str(self.tokenizer.decode([self.prefix]))):
             special = False
-        return list(self.tokenizer.encode(text, **({} if special else {"add_special_tokens": False})))
+        return self._token_ids(text, **({} if special else {"add_special_tokens": False}))
 
     def pair(self, context: str, continuation: str, *, greedy: bool = False) -> Pair:
         """Splits the ids of context + continuation where those of the context end; spaces go to the continuation.

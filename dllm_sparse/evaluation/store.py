@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from dllm_sparse.evaluation.fingerprints import key_of
-from dllm_sparse.files import write_json
-from dllm_sparse.types import DllmSparseError
+from dllm_sparse.files import check_folder, read_sealed, write_sealed
+from dllm_sparse.types import DamagedFile
 
 
 class PointStore:
-    """Points under `folder`; without a folder they live as long as this object."""
+    """Points under `folder`; without a folder they live as long as this object. FileNotWritten if it takes none."""
 
     def __init__(self, folder: Path | None) -> None:
+        check_folder(folder)
         self.folder = folder
         self.reused = 0
         self.computed = 0
@@ -30,7 +31,7 @@ class PointStore:
         if key not in self._memory and self.folder is not None:
             path = self._path(key)
             if path.exists():
-                self._memory[key] = _read(path)
+                self._memory[key] = _read(path, identity)
         point = self._memory.get(key)
         self.reused += point is not None
         return point
@@ -40,7 +41,7 @@ class PointStore:
         key = key_of(identity)
         point = json.loads(json.dumps(point, allow_nan=False))
         if self.folder is not None:
-            write_json(self._path(key), {"identity": identity, "point": point})
+            write_sealed(self._path(key), {"identity": identity, "point": point})
         self._memory[key] = point
         self.computed += 1
         return point
@@ -50,9 +51,9 @@ class PointStore:
         return self.folder / f"{key[:24]}.json"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        point: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["point"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DllmSparseError(f"{path} is not a stored point ({error!r}); remove it and run again") from error
+def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    stored = read_sealed(path, "a stored point")
+    if key_of(stored["identity"]) != key_of(identity):
+        raise DamagedFile(path, "the point its name says", "a file was renamed")
+    point: dict[str, Any] = stored["point"]
     return point

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from dllm_sparse.files import atomic_path, write_json, write_text
+from dllm_sparse.files import write_bytes, write_json, write_text
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.families import FAMILIES
 from dllm_sparse.models.transformer import Transformer
@@ -85,8 +85,7 @@ def export_model(
     for key, value in expected_slots(transformer, FAMILIES[family]):
         if not (config.tied and FAMILIES[family].keys.get(key) == "head.weight"):
             tensors[key] = value.detach().to("cpu", dtype).contiguous().clone()
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_json(folder / "config.json", config_json(config, family, dtype))
     ids = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.transformer import Transformer
-from dllm_sparse.types import Kind, Step, StepContext, TokenClass
+from dllm_sparse.types import CheckpointError, Kind, Step, StepContext, TokenClass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +52,25 @@ class LanguageModel:
         if self._read_tokenizer is not None:
             self._tokenizer, self._read_tokenizer = self._read_tokenizer(), None
         return self._tokenizer
+
+    def token_ids(self, text: str, **options: Any) -> list[int]:
+        """Ids of a text by the tokenizer (`options` are its own). Raises CheckpointError for ids the model has not."""
+        assert self.tokenizer is not None
+        ids = list(self.tokenizer(text, **options)["input_ids"])
+        if ids and max(ids) >= self.config.vocab_size:
+            raise CheckpointError(
+                f"{self.name}: the tokenizer gives token {max(ids)}, but the model knows {self.config.vocab_size}; "
+                "tokenizer and weights do not belong together"
+            )
+        return ids
+
+    def chat_text(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """A conversation as the tokenizer's chat template writes it. Raises CheckpointError for a broken template."""
+        assert self.tokenizer is not None
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        except Exception as error:  # templates are programs, and fail in as many ways
+            raise CheckpointError(f"{self.name}: the chat template fails ({error}); use --no-chat") from error
 
     @property
     def mask_token_id(self) -> int | None:

@@ -18,7 +18,15 @@ from dllm_sparse.models.resolve import checkpoint_folder
 from dllm_sparse.models.shapes import shape_config
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.models.weights import check_layers, check_weights, fill_weights, stored_tensors
-from dllm_sparse.types import CheckpointError, DllmSparseError, Kind, UnsupportedArchitecture, UsageError
+from dllm_sparse.types import (
+    CheckpointError,
+    DllmSparseError,
+    Kind,
+    OutOfMemory,
+    UnsupportedArchitecture,
+    UsageError,
+    out_of_memory,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,9 +125,11 @@ def _through_transformers(
         if error is refusal:
             raise
         raise UnsupportedArchitecture(f"{refusal}. Through transformers: {error}" if refusal else str(error)) from None
-    except (DllmSparseError, MemoryError, torch.OutOfMemoryError):
+    except DllmSparseError:
         raise
     except Exception as error:  # transformers checks configs with a dozen unrelated types
+        if out_of_memory(error):
+            raise
         raise CheckpointError(f"{folder}: transformers cannot read it ({type(error).__name__}: {error})") from error
 
 
@@ -162,8 +172,15 @@ def _outline(config: TransformerConfig) -> Transformer:
 
 
 def _allocated(transformer: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:
-    """The outline with memory for its weights, which hold nothing yet."""
-    transformer = transformer.to(dtype).to_empty(device=device)
+    """The outline with memory for its weights, which hold nothing yet. Raises OutOfMemory."""
+    try:
+        transformer = transformer.to(dtype).to_empty(device=device)
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error) is None:
+            raise
+        size = transformer.config.parameters * dtype.itemsize / 2**30
+        name = str(dtype).removeprefix("torch.")
+        raise OutOfMemory(f"out of memory: the weights take {size:.1f} GiB in {name}") from error
     if transformer.config.tied:
         transformer.head.weight = transformer.embedding.weight
     return transformer.requires_grad_(False).eval()

@@ -17,12 +17,11 @@ from dllm_sparse.analysis.heldout import held_out, windows_of
 from dllm_sparse.analysis.pareto import affordable, pareto
 from dllm_sparse.evaluation.fingerprints import git_revision, model_fingerprint, versions
 from dllm_sparse.evaluation.texts import bundled_texts
-from dllm_sparse.files import write_json, write_text
+from dllm_sparse.files import check_folder, write_csv, write_json, write_text
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.report.law_pictures import COLOURS
 from dllm_sparse.report.pictures_page import Part, pictures_page, shown
 from dllm_sparse.report.plots import figure_grid, save_figure
-from dllm_sparse.report.sweep_files import write_csv
 
 SCHEMA = "dllm-sparse/cett@1"
 RULE_NAMES = {
@@ -67,6 +66,7 @@ def cett_report(
     UsageError.
     """
     started = time.perf_counter()
+    check_folder(None if out is None else Path(out))
     texts = texts or bundled_texts()
     pairs = [(lm, held_out(lm, windows_of(lm, texts, windows, length), seed)) for lm in models]
     calibrations = [Calibration(lm, data) for lm, data in pairs]

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dllm_sparse.files import write_json, write_text
+from dllm_sparse.files import write_csv, write_json, write_text
 from dllm_sparse.report.law_pictures import draw_laws
 from dllm_sparse.report.law_points import LawPoint, point_rows
 from dllm_sparse.report.law_text import law_row, sentences
 from dllm_sparse.report.pictures_page import Part, pictures_page, shown
-from dllm_sparse.report.sweep_files import write_csv
 
 
 def write_laws(out: Path, value: dict[str, Any], points: Sequence[LawPoint]) -> list[Path]:

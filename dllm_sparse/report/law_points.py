@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dllm_sparse.files import write_json
+from dllm_sparse.files import read_csv, read_sealed, write_sealed
 from dllm_sparse.types import UsageError
 
 POINTS_FILE = "activation.json"
@@ -45,18 +43,17 @@ def read_points(path: Path) -> list[LawPoint]:
     `activation`, `parameters`, `width_depth` (or `width` and `layers`). Raises UsageError naming file and line.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = read_csv(path)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as CSV: {error}") from error
     if not rows:
         raise UsageError(
             f"{path} holds no point; expected a header and lines such as 'tokens_billions,activation_ratio'"
         )
-    return [_point(row, f"{path}, line {number}", path.stem) for number, row in enumerate(rows, start=2)]
+    return [_point(row, f"{path}, line {number}", path.stem) for number, row in rows]
 
 
-def _point(row: dict[str, Any], where: str, name: str) -> LawPoint:
+def _point(row: dict[str, str], where: str, name: str) -> LawPoint:
     tokens = _number(row, where, "tokens_billions", "tokens")
     ratio = _number(row, where, "activation_ratio", "sparsity")
     if tokens is None or ratio is None:
@@ -81,7 +78,7 @@ def _point(row: dict[str, Any], where: str, name: str) -> LawPoint:
     )
 
 
-def _number(row: dict[str, Any], where: str, *names: str) -> float | None:
+def _number(row: dict[str, str], where: str, *names: str) -> float | None:
     """The first of the columns that is filled."""
     name = next((name for name in names if row.get(name)), None)
     if name is None:
@@ -131,11 +128,11 @@ def measure_run(
     settings = {**asdict(how), "steps": [snapshot.step for snapshot in snapshots], "text": hash_of(texts)}
     stored = run / POINTS_FILE
     if stored.exists():
-        found = json.loads(stored.read_text(encoding="utf-8"))
+        found = read_sealed(stored, "a file of measured points")
         if found["settings"] == settings:
             return [LawPoint(**row) for row in found["points"]]
     points = _measure(run, snapshots, texts, how, device, report)
-    write_json(stored, {"settings": settings, "points": point_rows(points)})
+    write_sealed(stored, {"settings": settings, "points": point_rows(points)})
     return points
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dllm_sparse.analysis.experts import heatmap
-from dllm_sparse.files import write_json, write_text
+from dllm_sparse.files import write_csv, write_json, write_text
 from dllm_sparse.report.pictures_page import Part, pictures_page, shown
 from dllm_sparse.report.plots import BLUE, GREY, ORANGE, figure_grid, save_figure
-from dllm_sparse.report.sweep_files import write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dllm_sparse.files import write_text
+from dllm_sparse.files import write_csv
 from dllm_sparse.report.schema import DriftReport, RuleVariant
 
 _SIMILARITY = ("micro", "token_mean", "chance", "corrected", "low", "high")
@@ -16,12 +14,7 @@ _SIMILARITY = ("micro", "token_mean", "chance", "corrected", "low", "high")
 
 def write_steps(path: Path, report: DriftReport) -> Path:
     """Writes the table; an empty cell is a value that does not exist, layer `all` pools the layers."""
-    text = io.StringIO()
-    lines = [line for variant in report["variants"] for line in _lines(variant)]
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["scope"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return write_text(path, text.getvalue())
+    return write_csv(path, [line for variant in report["variants"] for line in _lines(variant)], columns=["scope"])
 
 
 def _lines(variant: RuleVariant) -> Iterator[dict[str, Any]]:

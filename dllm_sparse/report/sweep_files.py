@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dllm_sparse.files import write_json, write_text
+from dllm_sparse.files import write_csv, write_json, write_text
 from dllm_sparse.report.sweep_page import sweep_page
 from dllm_sparse.report.sweep_plots import plot_curves
 from dllm_sparse.report.sweep_results import results_by_model
@@ -31,16 +29,6 @@ def write_sweep(
         write_json(out / "run.json", {"date": datetime.now(UTC).isoformat(timespec="seconds"), **run}),
     ]
     return files
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Rows of equal keys as CSV; None is an empty cell."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return write_text(path, text.getvalue())
 
 
 def point_rows(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

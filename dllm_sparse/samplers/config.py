@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from dllm_sparse.fields import check_fields
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.types import UsageError
 
@@ -83,15 +84,7 @@ class SamplerConfig:
     max_post_steps: int = 16
 
     def __post_init__(self) -> None:
-        choices = {
-            "remasking": Remasking,
-            "cache": Cache,
-            "confidence_dtype": ConfidenceDtype,
-            "execution": Execution,
-        }
-        for name, kind in choices.items():
-            if getattr(self, name) not in get_args(kind):
-                raise UsageError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(get_args(kind))}")
+        check_fields(self)
         for name in ("gen_length", "block_length", "top_k", "minimal_topk", "max_post_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -156,8 +149,8 @@ class SamplerConfig:
                 self._refuse(_SAMPLING_OPTIONS, f"remasking {self.remasking!r}", ", ".join(_TIMESTEP_RULES))
             self.check_blocks()
             return self
-        self._check_block_causal(model.block_length)
         own = replace(self, block_length=model.block_length)
+        self._check_block_causal(model.block_length)
         own._check_steps()
         return own
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
+from dllm_sparse.fields import check_fields
 from dllm_sparse.sparsity.rules import Ties, check_fraction
 from dllm_sparse.types import ATTENTION_SITES, SiteName, UsageError
 
@@ -61,12 +62,7 @@ class SparsityConfig:
     layer_p: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        choices = (("rule", Rule), ("sites", Sites), ("scope", Scope), ("score", Score), ("gate_input", GateInput))
-        for name, kind in choices:
-            _check_choice(name, getattr(self, name), get_args(kind))
-        _check_choice("where", self.where, get_args(Where))
-        _check_choice("backend", self.backend, get_args(Backend))
-        _check_choice("ties", self.ties, get_args(Ties))
+        check_fields(self)
         for name in ("group_size", "refresh_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -144,11 +140,6 @@ class SparsityConfig:
                 raise UsageError(f"p is {p}; rule 'threshold' takes a magnitude of at least 0 (for example 0.05)")
         else:
             check_fraction("p", p)
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
 
 
 def _interpolate(points: Sequence[tuple[float, float]], fraction: float) -> float:

@@ -5,7 +5,6 @@ A folder named step-N is complete by construction, so whatever kills a run leave
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
-from dllm_sparse.files import write_json
-from dllm_sparse.types import CheckpointError
+from dllm_sparse.files import file_sha256, read_sealed, write_bytes, write_sealed
+from dllm_sparse.types import CheckpointError, DamagedFile
 
+_FILES, _STATE = ("model.safetensors", "optimiser.safetensors"), "state.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -28,27 +28,33 @@ def save_checkpoint(
     """Writes folder/step-N (weights, AdamW moments, `facts`) and then removes older ones."""
     target = folder / f"step-{step:08d}"
     partial = folder / f".{target.name}.{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        _write(partial, step, model, optimiser, facts)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    finally:  # a half checkpoint would fill the disk that could not hold it
+        shutil.rmtree(partial, ignore_errors=True)
+    _sync(folder)
+    for other in folder.glob("*step-*"):
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+    return target
+
+
+def _write(folder: Path, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
     names = dict(model.named_parameters())
     moments = {
         f"{name}.{key}": optimiser.state[parameter][key].detach().cpu().contiguous()
         for name, parameter in names.items()
         for key in _MOMENTS
     }
-    save_file({name: value.detach().cpu().contiguous() for name, value in names.items()}, partial / "model.safetensors")
-    save_file(moments, partial / "optimiser.safetensors")
-    write_json(partial / "state.json", {"step": step, **facts})
-    for file in partial.iterdir():
-        _sync(file)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
+    weights = {name: value.detach().cpu().contiguous() for name, value in names.items()}
+    for name, tensors in zip(_FILES, (weights, moments), strict=True):
+        write_bytes(folder / name, save(tensors))
+    files = (folder / name for name in _FILES)
+    write_sealed(folder / _STATE, {"step": step, **facts, "sha256": {file.name: file_sha256(file) for file in files}})
     _sync(folder)
-    for other in folder.glob("*step-*"):
-        if other != target:
-            shutil.rmtree(other, ignore_errors=True)
-    return target
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -59,9 +65,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Fills model and optimiser in place and returns the facts; raises CheckpointError for an unreadable folder."""
     try:
-        weights = load_file(path / "model.safetensors")
-        moments = load_file(path / "optimiser.safetensors")
-        facts = _facts(path / "state.json")
+        facts = read_sealed(path / _STATE, "the state of a training run")
+        for name in _FILES:
+            if file_sha256(path / name) != facts["sha256"][name]:
+                raise DamagedFile(path / name, "what was saved", "its checksum is another")
+        weights, moments = (load_file(path / name) for name in _FILES)
         fused = any(group.get("fused") for group in optimiser.param_groups)
         for name, parameter in model.named_parameters():
             parameter.data.copy_(weights[name])
@@ -70,16 +78,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
             optimiser.state[parameter] = {
                 key: moments[f"{name}.{key}"].to(home) for key, home in zip(_MOMENTS, homes, strict=True)
             }
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, SafetensorError, DamagedFile, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"cannot resume from {path}: {error}; remove that folder to start again") from error
-    return facts
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(facts, dict) or not isinstance(facts["step"], int):
-        raise ValueError(f"{path.name} does not say which step it is of")
-    return {**facts, "seconds": float(facts["seconds"])}
+    return dict(facts)
 
 
 def _sync(path: Path) -> None:

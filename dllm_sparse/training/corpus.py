@@ -7,6 +7,7 @@ import hashlib
 import json
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -29,14 +30,14 @@ def read_corpus(path: Path) -> Iterator[str]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _text(line, f"{path}:{number}")
-    except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, lzma.LZMAError, zlib.error, EOFError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read the corpus {path}: {error}") from error
 
 
 def _text(line: str, where: str) -> str:
     try:
         text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorpusError(f'{where}: expected one JSON object with a "text" string, like {{"text": "..."}}') from error
     if not isinstance(text, str):
         raise CorpusError(f'{where}: "text" must be a string, not {type(text).__name__}')

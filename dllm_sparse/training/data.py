@@ -7,7 +7,6 @@ iterator state. Shapes: B rows, L positions.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,15 +14,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from tokenizers import Tokenizer
 
-from dllm_sparse.files import atomic_path, write_json, write_text
+from dllm_sparse.files import file_sha256, read_sealed, write_bytes, write_sealed, write_text
 from dllm_sparse.training import corpus, skills
 from dllm_sparse.training.recipe import Mix, Recipe
 from dllm_sparse.training.tokenizer import special_ids, train_tokenizer
-from dllm_sparse.types import DllmSparseError, UsageError
+from dllm_sparse.types import DamagedFile, DllmSparseError, UsageError
 
+_META, _WHAT = "meta.json", "a description of prepared data"
 SOURCES = ("train", "held_out", "skills", "held_out_skills")
 
 
@@ -74,27 +74,30 @@ def prepare(path: Path, recipe: Recipe, folder: Path, report: Callable[[str], No
     report("tokenising")
     sets = {"train": _encode(tokenizer, train), "held_out": _encode(tokenizer, held_out)}
     sets |= {name: _encode_skills(tokenizer, recipe, name == "held_out_skills") for name in SOURCES[2:]}
-    write_text(folder / "tokenizer.json", tokenizer.to_str())
+    files = [write_text(folder / "tokenizer.json", tokenizer.to_str())]
     tensors = {f"{name}.{key}": value for name, part in sets.items() for key, value in part._asdict().items()}
-    with atomic_path(folder / "tokens.safetensors") as temporary:
-        save_file(tensors, temporary)
+    files.append(write_bytes(folder / "tokens.safetensors", save(tensors)))
     counts = {name: {"documents": len(part.starts), "tokens": len(part.tokens)} for name, part in sets.items()}
-    write_json(folder / "meta.json", {"digest": recipe.digest("data", "seed"), "counts": counts})
+    sums = {file.name: file_sha256(file) for file in files}
+    write_sealed(folder / _META, {"digest": recipe.digest("data", "seed"), "counts": counts, "sha256": sums})
     return Prepared(tokenizer, special_ids(tokenizer), sets)
 
 
 def prepared_for(recipe: Recipe, folder: Path) -> bool:
     """Whether `folder` is complete; raises UsageError if other data settings or another seed made it."""
-    meta = folder / "meta.json"
+    meta = folder / _META
     if not meta.exists():
         return False
-    if json.loads(meta.read_text(encoding="utf-8")).get("digest") != recipe.digest("data", "seed"):
+    if read_sealed(meta, _WHAT)["digest"] != recipe.digest("data", "seed"):
         raise UsageError(f"{folder} was prepared with another [data] section or seed; give another --data folder")
     return True
 
 
 def load_prepared(folder: Path) -> Prepared:
-    """Reads what `prepare` wrote."""
+    """Reads what `prepare` wrote; raises DamagedFile where a file has changed since."""
+    for name, digest in read_sealed(folder / _META, _WHAT)["sha256"].items():
+        if not (folder / name).exists() or file_sha256(folder / name) != digest:
+            raise DamagedFile(folder, "prepared data", f"{name} is missing, or its checksum is another")
     tensors = load_file(folder / "tokens.safetensors")
     sets = {name: Documents(*(tensors[f"{name}.{key}"] for key in Documents._fields)) for name in SOURCES}
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -9,14 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from dllm_sparse.files import atomic_path, write_text
+from dllm_sparse.types import DllmSparseError
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a log, in order; a last line cut short by a crash is left out."""
+    """The complete lines of a log, in order; a last line cut short by a crash is left out. Raises DllmSparseError."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_entry(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line]
+
+
+def _entry(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        entry: dict[str, Any] = json.loads(line)
+        if isinstance(entry["step"], int) and isinstance(entry["losses"], list):
+            return entry
+        raise ValueError("no step or no losses")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DllmSparseError(f"{where} is no entry of a training log ({error!r:.200}); remove the line") from error
 
 
 def rewind_log(path: Path, step: int) -> list[dict[str, Any]]:

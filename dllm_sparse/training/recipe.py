@@ -13,7 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from dllm_sparse.fields import check_fields, check_ranges
 from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.models.config_values import LARGEST
 from dllm_sparse.types import Kind, UsageError
 
 T = TypeVar("T")
@@ -32,6 +34,13 @@ class ModelRecipe:
     rope_theta: float = 10000.0
     tied: bool = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        sizes = ("width", "layers", "heads", "ffn_width", "max_positions")
+        check_ranges(self, **dict.fromkeys(sizes, (1, LARGEST)), rope_theta=(1, 1e12))
+        if self.width % (2 * self.heads):
+            raise UsageError(f"width={self.width} is not divisible by 2 x heads={2 * self.heads}: rotary pairs need it")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRecipe:
@@ -46,6 +55,12 @@ class DataRecipe:
     min_characters: int = 200
     skill_problems: int = 300_000
     skill_held_out_per_mille: int = 100
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        shares = ("held_out_per_mille", "skill_held_out_per_mille")
+        check_ranges(self, **dict.fromkeys(shares, (1, 999)), vocab_size=(1, 1 << 16), min_distinct=(0, 1))
+        check_ranges(self, min_characters=(0, LARGEST), skill_problems=(1, LARGEST))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +80,11 @@ class Mix:
     fill_weight: float = 0.1
     prefix_share: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_ranges(self, length=(2, LARGEST), rows=(1, LARGEST), prefix_share=(0, 1))
+        check_ranges(self, weight=(1e-6, 1e6), fill_weight=(0, 1e6))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimiserRecipe:
@@ -77,6 +97,11 @@ class OptimiserRecipe:
     beta1: float = 0.9
     beta2: float = 0.98
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_ranges(self, peak_rate=(0, 10), warmup_steps=(0, LARGEST), final_fraction=(0, 1), weight_decay=(0, 10))
+        check_ranges(self, beta1=(0, 0.9999), beta2=(0, 0.999999), clip=(1e-6, 1e6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +120,9 @@ class Recipe:
     min_time: float = 1e-3  # smallest masking ratio t; keeps 1/t finite (LLaDA uses the same)
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        counts = ("steps", "checkpoint_every", "evaluate_every")
+        check_ranges(self, **dict.fromkeys(counts, (1, LARGEST)), seed=(0, 1 << 62), min_time=(1e-6, 1))
         longest = max((entry.length for entry in self.mix), default=0)
         if not self.mix:
             raise UsageError(
@@ -102,11 +130,6 @@ class Recipe:
             )
         if longest > self.model.max_positions:
             raise UsageError(f"a mix row of {longest} tokens exceeds model.max_positions={self.model.max_positions}")
-        if self.model.width % self.model.heads:
-            raise UsageError(f"model.width={self.model.width} is not divisible by model.heads={self.model.heads}")
-        for name in ("steps", "checkpoint_every", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
 
     @property
     def tokens_per_step(self) -> int:
@@ -162,16 +185,20 @@ def load_recipe(name: str | Path, **overrides: Any) -> Recipe:
         raise UsageError(
             f"no recipe {str(name)!r}: give the path of a TOML file or one of {', '.join(names)}"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or too deep
         raise UsageError(f"{path}: not valid TOML: {error}") from error
-    for key, value in overrides.items():
+    return _overridden(recipe_from_dict(table, str(path)), overrides, str(path))
+
+
+def _overridden(recipe: Recipe, overrides: dict[str, Any], origin: str) -> Recipe:
+    given = {key: value for key, value in overrides.items() if value is not None}
+    table = recipe.to_dict()
+    for key, value in given.items():
         section, _, leaf = key.partition("_") if key.startswith("model_") else ("", "", key)
-        if value is not None:
-            (table.setdefault(section, {}) if section else table)[leaf] = value
-    optimiser = table.get("optimiser", {})
-    if overrides.get("steps") and "warmup_steps" in optimiser:
-        optimiser["warmup_steps"] = min(optimiser["warmup_steps"], max(1, overrides["steps"] // 10))
-    return recipe_from_dict(table, str(path))
+        (table[section] if section else table)[leaf] = value
+    if "steps" in given:
+        table["optimiser"]["warmup_steps"] = min(recipe.optimiser.warmup_steps, max(1, given["steps"] // 10))
+    return recipe_from_dict(table, origin) if given else recipe
 
 
 def recipe_from_dict(table: dict[str, Any], origin: str) -> Recipe:
@@ -182,16 +209,19 @@ def recipe_from_dict(table: dict[str, Any], origin: str) -> Recipe:
         if section in values:
             values[section] = _build(kind, values[section], f"{origin} [{section}]")
     if "mix" in values:
-        values["mix"] = tuple(_build(Mix, entry, f"{origin} [[mix]]") for entry in values["mix"])
+        entries = values["mix"] if isinstance(values["mix"], list | tuple) else [values["mix"]]
+        values["mix"] = tuple(_build(Mix, entry, f"{origin} [[mix]]") for entry in entries)
     return _build(Recipe, values, origin)
 
 
-def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
+def _build(kind: type[T], values: Any, where: str) -> T:
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: expected keys and values, found {repr(values)[:60]}")
     allowed = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - allowed)
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(allowed))}")
     try:
         return kind(**values)
-    except TypeError as error:
+    except (TypeError, UsageError) as error:
         raise UsageError(f"{where}: {error}") from error

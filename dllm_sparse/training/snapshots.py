@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from dllm_sparse.files import write_json
+from dllm_sparse.files import read_sealed, write_sealed
 from dllm_sparse.models.export import export_model
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.training.tokenizer import SPECIAL_TOKENS
@@ -40,7 +39,7 @@ def save_snapshot(
     target = folder / f"step-{facts['step']:08d}"
     family = "llama" if kind == "autoregressive" else "llada"
     export_model(transformer, target, family, tokenizer, SPECIAL_TOKENS, torch.bfloat16)
-    write_json(target / FACTS, facts)
+    write_sealed(target / FACTS, facts)
     return target
 
 
@@ -58,6 +57,6 @@ def snapshots_of(run: Path) -> list[Snapshot]:
     """The complete snapshots of a run's folder in order of steps; empty where it holds none."""
     found = []
     for file in sorted((run / "snapshots").glob(f"step-*/{FACTS}")):
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = read_sealed(file, "the facts of a snapshot")
         found.append(Snapshot(file.parent, int(facts["step"]), int(facts["tokens"]), facts))
     return sorted(found, key=lambda snapshot: snapshot.step)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dllm_sparse.cli.errors import explain, run
-from dllm_sparse.types import UsageError
+from dllm_sparse.cli.critical_sparsity import critical_sparsity
+from dllm_sparse.cli.errors import run
+from dllm_sparse.cli.generate import generate
+from dllm_sparse.cli.layers import layers
+from dllm_sparse.cli.memory import names_memory_options
+from dllm_sparse.cli.models import models
+from dllm_sparse.cli.train import train
+from dllm_sparse.types import OutOfMemory, out_of_memory
 from tests.cli.conftest import Cli
-from tests.helpers import call_cli
+from tests.helpers import little_memory
 
 ENTRY = [sys.executable, "-c", "from dllm_sparse.cli import main; main()"]
 
@@ -118,9 +126,17 @@ def test_gpu_options_without_a_gpu(cli: Cli, toy: Path) -> None:
 
 
 def test_tracebacks_only_on_request(cli: Cli, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The traceback stands above the message, and the exit code stays what it is."""
+    call = ("generate", "--model", toy, "--prompt", "a", "--p", "7")
+    assert "Traceback" not in cli(*call).stderr
     monkeypatch.setenv("DLLM_SPARSE_DEBUG", "1")
-    with pytest.raises(UsageError, match="p is 7"):
-        call_cli("generate", "--model", str(toy), "--prompt", "a", "--p", "7")
+    answer = cli(*call)
+    assert (answer.code, answer.stdout) == (2, "")
+    assert answer.stderr.startswith("Traceback (most recent call last):")
+    assert answer.stderr.endswith("\nerror: p is 7.0; allowed: 0 to 1 (for example 0.8)\n")
+    gone = cli("generate", "--model", toy / "gone", "--prompt", "a")
+    assert gone.code == 1
+    assert "Traceback" in gone.stderr
 
 
 def test_unexpected_failures_say_how_to_see_more(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,12 +150,59 @@ def test_unexpected_failures_say_how_to_see_more(capsys: pytest.CaptureFixture[s
     assert "DLLM_SPARSE_DEBUG=1" in printed.err
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("tried to allocate 3 GiB"), MemoryError("no room")])
-def test_out_of_memory_says_what_lowers_it(error: Exception) -> None:
-    message, code = explain(error)
-    assert code == 1
-    for word in ("out of memory", str(error), "--batch-size", "--gen-length", "--dtype bfloat16"):
-        assert word in message
+def test_memory_runs_out_on_a_cpu(cli: Cli, toy: Path, tmp_path: Path) -> None:
+    """Really: the system gives no more."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("abc\n" * 4000)
+    decoding = ("generate", "--model", toy, "--prompts", prompts, "--batch-size", "4000", "--gen-length", "224")
+    shape = ("bench", "engine", "--shape", "llama-3.1-8b", "--device", "cpu")
+    cli(*decoding, "--gen-length", "0")  # imports are done with
+    with little_memory(300 << 20):
+        refused(cli, 1, *decoding, words=("error: out of memory: ", "GiB could not be allocated on the CPU; lower "))
+        refused(cli, 1, *decoding, words=("--batch-size", "--gen-length", "--dtype bfloat16"))
+        refused(cli, 1, *shape, "--dtype", "float32", words=("weights take 29.9 GiB in float32", "--dtype bfloat16"))
+        answer = cli(*shape, "--dtype", "bfloat16")
+    assert (answer.code, answer.stdout) == (1, "")
+    assert answer.stderr == "error: out of memory: the weights take 15.0 GiB in bfloat16; choose a smaller model\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.50 GiB. GPU 0 has"), "3.50 GiB could not be "),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`\nmore"), "CUBLAS_STATUS"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), "(CUDA error: out of memory)"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes."),
+            "2.00 Gi",
+        ),
+        (MemoryError("Unable to allocate 7.45 GiB for an array"), "7.45 GiB could not be allocated on the CPU"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_every_kind_of_memory_error_is_known(error: Exception, words: str) -> None:
+    """CUDA's in the words torch gives them; no GPU is needed to read them."""
+    assert words in (out_of_memory(error) or "")
+    assert out_of_memory(ValueError("out of memory")) is None
+
+
+def test_advice_names_options_the_command_has() -> None:
+    def advice(command: Callable[..., None], **given: object) -> str:
+        def fail(**_: object) -> None:
+            raise MemoryError
+
+        fail.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
+        with pytest.raises(OutOfMemory) as caught:
+            names_memory_options(fail)(**given)
+        return str(caught.value).partition("; ")[2]
+
+    assert advice(critical_sparsity, dtype="auto") == (
+        "lower --batch-tokens, --mc-batch, --gen-length or use --dtype bfloat16"
+    )
+    assert advice(layers, dtype="bfloat16", windows=8) == "lower --windows, --length"
+    assert advice(generate, dtype="bfloat16", batch_size=1) == "lower --gen-length"
+    assert advice(train) == "lower --width, --layers, --ffn-width or take fewer rows in the recipe's [[mix]]"
+    assert advice(models) == "choose a smaller model"
 
 
 def test_a_file_that_cannot_be_written(cli: Cli, toy: Path, tmp_path: Path) -> None:
@@ -178,3 +241,10 @@ def test_a_reader_that_leaves_is_no_failure_to_shout_about() -> None:
     process.stdout = None
     _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (1, "")
+
+
+def test_a_full_disk_behind_stdout_is_said() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (the device that is always full)
+        ended = subprocess.run([*ENTRY, "models"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "error: the answer cannot be written to stdout (No space left on device)\n"

@@ -10,42 +10,10 @@ import pytest
 import dllm_sparse.evaluation
 from dllm_sparse.training.data import Prepared, load_prepared, prepare
 from dllm_sparse.training.recipe import Recipe, load_recipe
+from tests.training.toy import DOCUMENTS, SKILLS, STREAM, toy_recipe
 
 ITEMS = Path(dllm_sparse.evaluation.__file__).parent / "tasks" / "bundled" / "data" / "infill.jsonl"
-TOY = """
-name = "toy"
-seed = 7
-steps = 40
-checkpoint_every = 20
-evaluate_every = 20
-[model]
-width = 32
-layers = 2
-heads = 2
-ffn_width = 96
-max_positions = 64
-[data]
-vocab_size = 420
-held_out_per_mille = 100
-min_characters = 60
-skill_problems = 300
-[optimiser]
-peak_rate = 5e-3
-warmup_steps = 5
-[[mix]]
-source = "documents"
-length = 48
-rows = 8
-prefix_share = 0.5
-[[mix]]
-source = "stream"
-length = 64
-rows = 4
-[[mix]]
-source = "skills"
-length = 32
-rows = 8
-"""
+TOY = toy_recipe(f"{DOCUMENTS}prefix_share = 0.5\n", STREAM, SKILLS, steps=40, checkpoint_every=20, evaluate_every=20)
 
 
 @pytest.fixture(scope="session")
