@@ -201,6 +201,29 @@ def sdar(**changes: Any) -> Checkpoint:
         **SPECIAL,
         **changes,
     }
+    shapes = qwen3_shapes(config)
+    for layer in range(config["num_hidden_layers"]):
+        shapes |= glu_shapes(f"model.layers.{layer}.mlp", config["hidden_size"], config["intermediate_size"])
+    return config, random_tensors(shapes)
+
+
+def sdar_moe(**changes: Any) -> Checkpoint:
+    """SDAR with experts: Qwen3-MoE's layout, 6 experts of which a token sees 2, their weights renormalised."""
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+    layers = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+    config = {**sdar()[0], "architectures": ["SDARMoeForCausalLM"], "model_type": "sdar_moe", **experts, **layers}
+    config |= changes
+    shapes, width = qwen3_shapes(config), config["hidden_size"]
+    for layer in range(config["num_hidden_layers"]):
+        root = f"model.layers.{layer}.mlp"
+        shapes[f"{root}.gate.weight"] = (config["num_experts"], width)
+        for expert in range(config["num_experts"]):
+            shapes |= glu_shapes(f"{root}.experts.{expert}", width, config["moe_intermediate_size"])
+    return config, random_tensors(shapes)
+
+
+def qwen3_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """All tensors of Qwen3's layout but those of its FFNs."""
     width, head = config["hidden_size"], config["head_dim"]
     rows = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"], "v": config["num_key_value_heads"]}
     shapes: dict[str, tuple[int, ...]] = {
@@ -214,8 +237,7 @@ def sdar(**changes: Any) -> Checkpoint:
         shapes |= {f"{root}.self_attn.{name}_proj.weight": (heads * head, width) for name, heads in rows.items()}
         shapes[f"{root}.self_attn.o_proj.weight"] = (width, rows["q"] * head)
         shapes |= {f"{root}.self_attn.{name}_norm.weight": (head,) for name in "qk"}
-        shapes |= glu_shapes(f"{root}.mlp", width, config["intermediate_size"])
-    return config, random_tensors(shapes)
+    return shapes
 
 
 def diffusion_gemma(folder: Path) -> None:
@@ -259,6 +281,7 @@ FAMILIES: Mapping[str, Callable[[Path], None]] = {
     "llada-moe": writer(llada_moe),
     "llada2": writer(partial(llada2, block_size=4)),
     "sdar": writer(sdar),
+    "sdar-moe": writer(sdar_moe),
     "diffusion-gemma": diffusion_gemma,
 }
 """What every command runs on, in `tests/cli/test_families.py`: vocabulary 256, mask 250 where there is one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,26 @@ def test_blocks_of_a_left_padded_row_begin_at_its_first_token() -> None:
         close(part[row, real[6:]], batch[row, 6:][real[6:]])
 
 
-@pytest.fixture(scope="module", params=[{}, {"tie_word_embeddings": True, "num_key_value_heads": 4}])
+TIED = {"tie_word_embeddings": True, "num_key_value_heads": 4}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+
+
+@pytest.fixture(scope="module", params=[("Qwen3", {}), ("Qwen3", TIED), ("Qwen3Moe", EXPERTS)])
 def sdar(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ds.LanguageModel]:
-    """A random Qwen3 of transformers, and the same tensors as an SDAR checkpoint loaded here."""
-    config = transformers.Qwen3Config(**{**SHAPE, "head_dim": 16, "attn_implementation": "eager", **request.param})
-    theirs = transformers.Qwen3ForCausalLM(config).eval().requires_grad_(False)
+    """A random Qwen3 or Qwen3-MoE of transformers, and the same tensors as an SDAR checkpoint loaded here."""
+    name, facts = request.param
+    options = {**SHAPE, "head_dim": 16, "attn_implementation": "eager", **facts}
+    config = getattr(transformers, f"{name}Config")(**options)
+    theirs = getattr(transformers, f"{name}ForCausalLM")(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for key, parameter in theirs.named_parameters():
+        if "experts." in key or "mlp.gate.weight" in key:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
         if "norm" in key:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
     folder = tmp_path_factory.mktemp("sdar")
     theirs.save_pretrained(folder)
-    configure(folder, model_type="sdar", architectures=["SDARForCausalLM"], mask_token_id=95)
+    configure(folder, model_type="sdar_moe" if facts is EXPERTS else "sdar", mask_token_id=95, **facts)
     return theirs, ds.load(str(folder), device="cpu", dtype="float32")
 
 
@@ -104,7 +113,8 @@ def configure(folder: Path, **values: Any) -> None:
 
 def test_an_sdar_checkpoint_is_a_qwen3_under_a_block_mask(sdar: tuple[Any, ds.LanguageModel]) -> None:
     theirs, lm = sdar
-    assert (lm.kind, lm.family, lm.mask_token_id) == ("diffusion", "SDAR", 95)
+    name = "SDAR-MoE" if lm.config.experts else "SDAR"
+    assert (lm.kind, lm.family, lm.mask_token_id) == ("diffusion", name, 95)
     assert (lm.config.attention, lm.config.block_length) == ("block_causal", 4)
     assert lm.config.parameters == sum(parameter.numel() for parameter in theirs.parameters())
     ids = random_ids(2, 23, vocabulary=95)
@@ -116,9 +126,9 @@ def test_an_sdar_checkpoint_is_a_qwen3_under_a_block_mask(sdar: tuple[Any, ds.La
 def test_the_config_may_name_its_block_and_must_name_it_well(
     sdar: tuple[Any, ds.LanguageModel], tmp_path: Path
 ) -> None:
-    theirs, _ = sdar
-    theirs.save_pretrained(tmp_path)
-    configure(tmp_path, model_type="sdar", mask_token_id=95, block_size=8)
+    _, lm = sdar
+    shutil.copytree(lm.name, tmp_path, dirs_exist_ok=True)
+    configure(tmp_path, block_size=8)
     assert ds.load(str(tmp_path), device="cpu").config.block_length == 8
     configure(tmp_path, block_size=0)
     with pytest.raises(CheckpointError, match="block_size is 0; expected a positive integer"):

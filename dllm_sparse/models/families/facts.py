@@ -41,6 +41,8 @@ _CACHE: Mapping[Attention, str] = MappingProxyType(
         "causal": "tokens before, exact",
     }
 )
+_GLU_SITES = "FFN input after the norm; gate, up and intermediate of a GLU"
+_EXPERT_SITES = "input of every expert after the norm; gate, up and intermediate of its GLU; the router sees x as is"
 
 THROUGH_TRANSFORMERS: tuple[FamilyFacts, ...] = (
     FamilyFacts(
@@ -97,5 +99,5 @@ def _native(key: str, family: Family) -> FamilyFacts:
         logit_shift=known.get("logit_shift", 0),
         blocks=_BLOCKS[attention].format(known.get("block_length")),
         cache=_CACHE[attention],
-        sites=family.sites,
+        sites=family.sites or (_EXPERT_SITES if family.mixture else _GLU_SITES),
     )

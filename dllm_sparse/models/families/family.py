@@ -22,6 +22,7 @@ class Family:
 
     `mixture` names the config field of each `MoEConfig` field and makes this the family of that type's models with
     experts, `mixture_defaults` holds what a config leaves out. `model_type` is the key in `FAMILIES` where it is empty.
+    `sites` says where the masks are taken where the usual places of a GLU or of experts do not say it all.
     `tokenizer` is transformers' class for the folder's files, where the checkpoints name one of their own remote code.
     """
 
@@ -36,7 +37,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     must_be: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     tokenizer: str | None = None
-    sites: str = "FFN input after the norm; gate, up and intermediate of a GLU"
+    sites: str = ""
 
 
 class Alias(NamedTuple):

@@ -93,7 +93,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "norm_head": (False, None),
                 "use_sliding_window": (False, None),
             },
-            sites="as in LLaDA-MoE; the shared experts are one more FFN of their layer, the first layer's FFN is dense",
+            sites="experts as in LLaDA-MoE; the shared ones are one more FFN of their layer; the first layer is dense",
         ),
     }
 )

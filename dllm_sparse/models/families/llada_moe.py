@@ -57,7 +57,6 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "clip_qkv": (None,),
                 "attention_bias": (False, None),
             },
-            sites="input of every expert after the norm; gate, up and intermediate of its GLU; the router sees x as is",
         ),
     }
 )

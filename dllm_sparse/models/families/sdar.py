@@ -1,4 +1,4 @@
-"""SDAR: Qwen3 turned block-causal."""
+"""SDAR: Qwen3 and Qwen3-MoE turned block-causal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from dllm_sparse.models.families.family import Alias, Family
+from dllm_sparse.models.families.llada_moe import LLADA_MOE_KEYS
 from dllm_sparse.models.families.llama import LLAMA_FIELDS, LLAMA_KEYS
 
 SDAR_FIELDS: Mapping[str, str] = MappingProxyType(
     {**LLAMA_FIELDS, "mask_token_id": "mask_token_id", "block_length": "block_size"}
+)
+
+SDAR_MIXTURE: Mapping[str, str] = MappingProxyType(
+    {
+        "experts": "num_experts",
+        "experts_per_token": "num_experts_per_tok",
+        "expert_width": "moe_intermediate_size",
+        "renormalise": "norm_topk_prob",
+    }
 )
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -24,6 +34,21 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             defaults={"head_dim": 128, "mask_token_id": 151669, "block_length": 4},
             must_be={"use_sliding_window": (False,)},
         ),
+        "sdar_moe": Family(
+            name="SDAR-MoE",
+            kind="diffusion",
+            fields=SDAR_FIELDS,
+            keys=LLADA_MOE_KEYS,
+            mixture=SDAR_MIXTURE,
+            fixed={"qk_norm": True},
+            defaults={"head_dim": 128, "mask_token_id": 151669, "block_length": 4},
+            must_be={
+                "use_sliding_window": (False,),
+                "attention_bias": (False, None),
+                "decoder_sparse_step": (1, None),
+                "mlp_only_layers": ([], None),
+            },
+        ),
     }
 )
 
@@ -32,5 +57,6 @@ ALIASES: Mapping[str, Alias] = MappingProxyType(
         "sdar-1.7b-chat": Alias("JetLM/SDAR-1.7B-Chat", "sdar", 1.721),
         "sdar-4b-chat": Alias("JetLM/SDAR-4B-Chat", "sdar", 4.022),
         "sdar-8b-chat": Alias("JetLM/SDAR-8B-Chat", "sdar", 8.191),
+        "sdar-30b-a3b-chat": Alias("JetLM/SDAR-30B-A3B-Chat", "sdar_moe", 30.53),
     }
 )
