@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dllm_sparse.kernels.experts import combine, grouped_linear
+from dllm_sparse.kernels.experts import combine, expert_ffn, grouped_linear
 from dllm_sparse.kernels.reference import ACTIVATIONS
 from dllm_sparse.kernels.routing import Pairs, RouterRule, Routing, choose_experts, sort_pairs
 from dllm_sparse.models.config import TransformerConfig
@@ -63,7 +63,7 @@ class Experts(nn.Module):
         super().__init__()
         assert config.moe is not None
         self.layer, self.experts = layer, config.moe.experts
-        self.activation = ACTIVATIONS[config.activation]
+        self._activation = config.activation
         self.gate_up_proj = nn.Parameter(torch.empty(self.experts, 2 * config.moe.expert_width, config.width))
         self.down_proj = nn.Parameter(torch.empty(self.experts, config.width, config.moe.expert_width))
         self._listening: Tapper | None = None
@@ -83,10 +83,13 @@ class Experts(nn.Module):
         """[B, T, D] and the routing of its B * T tokens -> [B, T, D]."""
         rows = x.flatten(0, -2)
         pairs = sort_pairs(routing.experts, self.experts)
+        if self._listening is None:
+            outputs = expert_ffn(rows, pairs, self.gate_up_proj, self.down_proj, self._activation)
+            return combine(outputs, pairs.order, routing.weights).view_as(x)
         tap = self._tap(pairs, routing.experts.shape[1], known_context(x, context))
         values = tap("input", rows[pairs.order // routing.experts.shape[1]])
         gate, up = grouped_linear(values, self.gate_up_proj, pairs.ends).chunk(2, dim=-1)
-        gate, up = tap("gate", self.activation(gate)), tap("up", up)
+        gate, up = tap("gate", ACTIVATIONS[self._activation](gate)), tap("up", up)
         outputs = grouped_linear(tap("intermediate", gate * up), self.down_proj, pairs.ends)
         return combine(outputs, pairs.order, routing.weights).view_as(x)
 
@@ -103,8 +106,7 @@ class Experts(nn.Module):
     def _tap(self, pairs: Pairs, places: int, context: StepContext) -> Tap:
         """A tap of all pairs' values [P, n] that shows each expert its own."""
         listener = self._listening
-        if listener is None:
-            return lambda _, values: values
+        assert listener is not None
         parts = list(expert_parts(pairs, places, context))
         taps = [(span, listener.tap(self, part, expert)) for expert, span, part in parts]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from dllm_sparse.engine.forward import Window
 from dllm_sparse.engine.graphs import Replayed
 from dllm_sparse.engine.observing import GraphableObserver, StepClock
-from dllm_sparse.kernels.experts import groups_on
+from dllm_sparse.kernels.experts import never_waits
 from dllm_sparse.kernels.streaming import choose
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.canvas import Canvas
@@ -58,8 +58,8 @@ def why_not_graphed(lm: LanguageModel, config: SamplerConfig) -> str | None:
     """What keeps a decoding from running as graphs; None where it can. The plain path does everything."""
     if lm.engine != "native":
         return "the model runs through transformers"
-    if lm.config.experts and lm.device.type == "cuda" and not groups_on(lm.device, lm.dtype):
-        return "experts without the library's grouped product are counted by the host"
+    if lm.config.experts and lm.device.type == "cuda" and not never_waits(lm.device, lm.dtype):
+        return "experts without a grouped product are counted by the host"
     if lm.dtype == torch.float64 and lm.device.type == "cuda":
         return "the kernels do not compute in float64"
     if config.temperature > 0:

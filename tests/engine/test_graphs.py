@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import dllm_sparse as ds
+from dllm_sparse.models.config import MoEConfig
 from dllm_sparse.models.loading import random_model
 from dllm_sparse.samplers.graph_steps import DiffusionGraphs
 from dllm_sparse.sparsity.graph_ffn import GraphSparseFFN
 from dllm_sparse.sparsity.graph_rows import GraphRows
 from dllm_sparse.sparsity.sparsifier import Sparsifier
 from dllm_sparse.types import NonFiniteActivations, UsageError
-from tests.helpers import tiny_lm
+from tests.helpers import random_ids, tiny_lm
 
 DEVICES = [
     "cpu",
@@ -71,6 +72,19 @@ def test_captured_steps_outlive_the_library_workspaces_of_others() -> None:
     again = ds.generate(lm, prompt_ids=torch.arange(32)[None], sampler=sampler)
     assert torch.equal(first.ids, again.ids)
     assert taken.isnan().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])
+def test_mixtures_of_experts_are_captured_in_any_precision(kind: str, device: str) -> None:
+    lm = tiny_lm(kind, moe=MoEConfig(experts=6, experts_per_token=2, expert_width=10, shared_experts=1))
+    lm.transformer.to(device)
+    prompts = random_ids(2, 5)
+    plain, graphed = (
+        ds.generate(lm, prompt_ids=prompts, sampler=ds.SamplerConfig(gen_length=8, block_length=4, execution=execution))
+        for execution in ("eager", "graph")
+    )
+    assert torch.equal(plain.ids, graphed.ids)
 
 
 @pytest.mark.parametrize("stop_at_eos", [False, True])
