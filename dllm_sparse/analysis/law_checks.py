@@ -49,7 +49,10 @@ def trend_p_value(fit: LawFit, tokens_billions: Sequence[float] | Array, ratio: 
 
 @dataclass(frozen=True, slots=True)
 class FormChoice:
-    """Both forms on the same points: Akaike weights (small-sample corrected) and lack of fit; `best` has the weight."""
+    """Both forms on the same points: Akaike weights and lack of fit; `best` has the larger weight.
+
+    The weights are corrected for small samples, but where no form has the points for that (fewer than 6).
+    """
 
     fits: dict[Form, LawFit]
     weights: dict[Form, float]
@@ -73,9 +76,11 @@ def choose_form(tokens_billions: Sequence[float] | Array, ratio: Sequence[float]
             problems.append(str(error))
     if not fits:
         raise UsageError("; ".join(problems))
-    corrected = {form: corrected_aic(fit) for form, fit in fits.items()}
-    lowest = min(corrected.values())
-    raw = {form: float(np.exp((lowest - value) / 2)) for form, value in corrected.items()}
+    scores = {form: corrected_aic(fit) for form, fit in fits.items()}
+    if not np.isfinite(min(scores.values())):
+        scores = {form: fit.aic for form, fit in fits.items()}
+    lowest = min(scores.values())
+    raw = {form: float(np.exp((lowest - value) / 2)) for form, value in scores.items()}
     weights = {form: value / sum(raw.values()) for form, value in raw.items()}
     trends = {form: trend_p_value(fit, tokens_billions, ratio) for form, fit in fits.items()}
     return FormChoice(fits, weights, trends, max(weights, key=lambda form: weights[form]))

@@ -39,6 +39,14 @@ def test_the_wrong_form_is_rejected_and_the_right_one_chosen(true: Form, wrong: 
     assert chosen >= 19
 
 
+@pytest.mark.parametrize("points", [4, 5, 6])
+def test_few_points_still_have_weights(points: int) -> None:
+    """The small-sample correction needs six points at least; below, the weights are those of the plain criterion."""
+    choice = choose_form(TOKENS[:points], simulated("relu", "0.8B", 0)[:points])
+    assert sum(choice.weights.values()) == pytest.approx(1.0)
+    assert choice.weights[choice.best] == max(choice.weights.values())
+
+
 def test_the_bootstrap_band_covers_the_truth_beyond_the_data() -> None:
     hits = 0
     for seed in range(20):

@@ -22,6 +22,7 @@ from dllm_sparse.training.log import read_log
 from dllm_sparse.training.loop import Progress, Trainer, learning_rate
 from dllm_sparse.training.recipe import Recipe, load_recipe
 from dllm_sparse.types import Kind, UsageError
+from tests.docs.tables import fields, sections
 
 KINDS: tuple[Kind, ...] = ("diffusion", "autoregressive")
 PROGRAM = "import typer; from dllm_sparse.cli.train import train; typer.run(train)"
@@ -46,6 +47,7 @@ def test_the_loss_falls(run: Trainer) -> None:
     assert [entry["step"] for entry in log] == [20, 40]
     assert log[1]["loss"] < log[0]["loss"] - 0.3
     assert log[1]["held_out_loss"] < log[0]["held_out_loss"]
+    assert not sections()["log.jsonl"].unknown({field for entry in log for field in fields(entry)})
 
 
 def test_resuming_is_bit_exact(run: Trainer, recipe: Recipe, prepared: Prepared, tmp_path: Path) -> None:
