@@ -9,7 +9,7 @@ from typing import Any
 
 from dllm_sparse.report.plots import BLUE, GREY, ORANGE, figure_grid, save_figure
 
-_COLOURS = {"decode": BLUE, "cached": BLUE, "prefill": ORANGE, "full": ORANGE}
+_LONG = ("prefill", "full")  # forwards of whole prompts or canvases; the others feed a token or a block
 
 
 def write_roofline(path: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
@@ -27,7 +27,7 @@ def write_roofline(path: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
     axis.plot(*zip(*roof, strict=True), color=GREY, label=f"roof ({rates['source']})")
     for step, intensity in zip(steps, intensities, strict=True):
         reached = step["flops"] / step["ms"]["median"] / 1e9
-        axis.plot(intensity, reached, "o", color=_COLOURS[step["forward"]])
+        axis.plot(intensity, reached, "o", color=ORANGE if step["forward"] in _LONG else BLUE)
         note = f"{step['forward']}, {step['tokens']:.0f} tokens\n{step['share_of_floor']:.0%}"
         axis.annotate(note, (intensity, reached), xytext=(0, 6), ha="center", textcoords="offset points", fontsize=7)
     title = f"{rows[0]['model']}, {rows[0]['dtype']}, {rows[0]['execution']}\n{rows[0]['machine']['device']}"
