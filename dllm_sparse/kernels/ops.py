@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels import packing, reference
+from dllm_sparse.kernels.experts import expert_ffn
 from dllm_sparse.kernels.listing import Listed
+from dllm_sparse.kernels.routing import Pairs
 from dllm_sparse.kernels.streaming import Scratch, can_list, can_stream, stream_matmul
 from dllm_sparse.types import BackendUnavailable
 
@@ -34,6 +36,8 @@ _SCHEMAS = {
     "str? activation) -> Tensor",
     # x + FFN(RMSNorm(x)) [M, D], masked at input and intermediate; guesses and kept are [2, M].
     "ffn": f"(Tensor x, Tensor norm, float eps, Tensor gate_up, Tensor down, {_STATE}, str activation) -> Tensor",
+    # The FFN of every pair (token, expert), in the order of the experts: see `experts.expert_ffn`.
+    "expert_ffn": "(Tensor x, Tensor order, Tensor ends, Tensor gate_up, Tensor down, str activation) -> Tensor",
 }
 _LIBRARY = torch.library.Library("dllm_sparse", "DEF")  # type: ignore[no-untyped-call]
 
@@ -98,6 +102,10 @@ def _ffn(
     return _product(chosen, down, residual=x)
 
 
+def _expert_ffn(x: Tensor, order: Tensor, ends: Tensor, gate_up: Tensor, down: Tensor, activation: str) -> Tensor:
+    return expert_ffn(x, Pairs(order, ends), gate_up, down, activation)
+
+
 def _product(
     chosen: packing.Selected, weight: Tensor, *, activation: str | None = None, residual: Tensor | None = None
 ) -> Tensor:
@@ -129,6 +137,7 @@ for _name, _kernel, _fake in (
     ("select_list", _select_list, _fake_select_list),
     ("listed_product", _listed_product, _fake_listed_product),
     ("ffn", _ffn, lambda x, *_: torch.empty_like(x)),
+    ("expert_ffn", _expert_ffn, lambda x, order, *_: x.new_empty((len(order), x.shape[1]))),
 ):
     _LIBRARY.define(_name + _SCHEMAS[_name])  # type: ignore[no-untyped-call]
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]

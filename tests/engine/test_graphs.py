@@ -247,6 +247,43 @@ def test_on_a_gpu_the_kernels_keep_the_measured_sparsity(name: str, backend: str
         assert graphed.sparsity[site] == pytest.approx(plain.sparsity[site], abs=0.02)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", ["tiny-diffusion", "tiny-ar"])
+def test_steps_captured_anew_go_on_as_before(name: str) -> None:
+    lm = ds.load(name, device="cuda", dtype="bfloat16")
+    sampler = ds.SamplerConfig(gen_length=16, block_length=8, cache="dual", execution="graph")
+    for options in ({}, {"scope": "group", "group_size": 4}, {"sites": "gate"}):
+        sparsity = ds.SparsityConfig(p=0.5, **options)
+        for _ in range(2):
+            before = ds.generate(lm, prompt_ids=[[5, 6, 7]], sampler=sampler, sparsity=sparsity)
+        assert lm.graphs is not None
+        graphs = lm.graphs[1]
+        assert isinstance(graphs.ffn, GraphSparseFFN)
+        for state in graphs.ffn._rows.values():
+            state.stale = True
+        for _ in range(2):
+            again = ds.generate(lm, prompt_ids=[[5, 6, 7]], sampler=sampler, sparsity=sparsity)
+            assert lm.graphs[1] is graphs
+            assert torch.equal(before.ids, again.ids)
+            assert before.sparsity == again.sparsity
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_masks_only_where_they_pay_are_tried_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dllm_sparse.sparsity.graph_rows.MEASURED_FOR", 2)
+    lm = ds.load("tiny-diffusion", device="cuda", dtype="bfloat16")
+    sampler = ds.SamplerConfig(gen_length=16, block_length=8, cache="dual", execution="graph")
+    for p in (0.2, 0.99):
+        kept = []
+        for _ in range(7):
+            sparsity = ds.SparsityConfig(p=p, where="faster")
+            out = ds.generate(lm, prompt_ids=[[5, 6, 7]], sampler=sampler, sparsity=sparsity)
+            kept.append(out.sparsity["mean"])
+        assert all(share > 0.3 for share in kept) if p == 0.2 else min(kept) == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [{"rule": "top_k"}, {"sites": "all_linear"}, {"schedule": [(0, 0.5), (1, 0.9)]}, {"refresh_every": 2}, {"p": 1.0}],

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import dllm_sparse.kernels.ops  # noqa: F401, registers them
 from dllm_sparse.kernels import reference
+from dllm_sparse.kernels.experts import expert_ffn
+from dllm_sparse.kernels.routing import sort_pairs
 from dllm_sparse.types import BackendUnavailable
 
 OPS = torch.ops.dllm_sparse
@@ -110,6 +112,22 @@ def test_they_compile_without_a_break_and_update_their_state(form: str, device: 
         layer.state[1].zero_()
         assert torch.equal(compiled(x), expected)
         assert torch.equal(layer.state[1], kept)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_experts_compile_without_a_break(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, *weights = (torch.randn(s, generator=generator).to(device) for s in ((6, 16), (4, 48, 16), (4, 16, 24)))
+    experts = torch.rand(6, 4, generator=generator).topk(2).indices.to(device)
+
+    def run(x: Tensor) -> Tensor:
+        pairs = sort_pairs(experts, 4)
+        return OPS.expert_ffn(x * 2, pairs.order, pairs.ends, *weights, "silu") + 1
+
+    compiled: Any = torch.compile(run, backend="aot_eager", fullgraph=True)
+    pairs = sort_pairs(experts, 4)
+    assert torch.equal(compiled(x), expert_ffn(x * 2, pairs, weights[0], weights[1], "silu") + 1)
+    torch.library.opcheck(OPS.expert_ffn, (x, pairs.order, pairs.ends, *weights, "silu"))
 
 
 @pytest.mark.slow
