@@ -110,12 +110,13 @@ class SparsityCounts:
         `union_kept` [] is the sum over the `union_calls` of them in which the union was measured.
         """
         count = self._site(site, width, kept.device)
-        count.kept += kept
-        count.entries += tokens * width
-        count.call_sparsity += call_sparsity
+        device = count.kept.device  # where an earlier forward was counted
+        count.kept += kept.to(device)
+        count.entries += (tokens * width).to(device)
+        count.call_sparsity += call_sparsity.to(device)
         count.calls += calls
         together = self._union(site.name, rows, kept.device)
-        together.kept += union_kept
+        together.kept += union_kept.to(together.kept.device)
         together.entries += width * union_calls
 
     def merge(self, other: SparsityCounts) -> None:

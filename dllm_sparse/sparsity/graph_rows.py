@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels.dispatch import MEASURED_FOR, RECAPTURE_SHARE, listing_pays, still_pays, union_density
+from dllm_sparse.kernels.selection import triton_installed
 from dllm_sparse.kernels.streaming import MAX_STREAMED
 from dllm_sparse.sparsity.counts import SparsityCounts
 from dllm_sparse.types import Site, SiteName, TokenClass
@@ -67,12 +68,18 @@ class GraphRows:
 
     def reset(self) -> None:
         """A generation begins: forgets what was counted."""
-        totals = (self._kept, self._tokens, self._union, self._union_calls, self._call_sparsity, self._calls)
-        for total in totals:
+        for total in self._totals():
             total.zero_()
 
     def add(self, classes: Tensor) -> None:
         """Adds a forward of tokens with these classes [M] to the counts."""
+        if self.kept.is_cuda and triton_installed():
+            self._add_at_once(classes)
+        else:
+            self.add_by_parts(classes)
+
+    def add_by_parts(self, classes: Tensor) -> None:
+        """The plain twin of the kernel behind `add`."""
         member = torch.nn.functional.one_hot(classes, len(TokenClass))
         member[:, TokenClass.PADDING] = 0
         kept = (self.kept.double() @ member.double()).long()
@@ -86,6 +93,29 @@ class GraphRows:
         entries = (live * self._entries).clamp_min(1)
         self._call_sparsity += torch.where(live > 0, 1 - kept.sum(-1).double() / entries, 0.0)
         self._calls += live > 0
+
+    def _add_at_once(self, classes: Tensor) -> None:
+        from dllm_sparse.kernels.gpu.count import count_kernel
+
+        count_kernel[(self.union.numel(),)](
+            self.kept,
+            self.union,
+            classes.contiguous(),
+            self._entries,
+            self._from_list.view(torch.uint8),
+            self._exact.view(torch.uint8),
+            *self._totals(),
+            self.rows,
+            SITES=len(self.widths),
+            CLASSES=len(TokenClass),
+            SLOTS=1 << (len(TokenClass) - 1).bit_length(),
+            BM=min(max(1 << (self.rows - 1).bit_length(), 16), 256),
+            ALONE=self.rows == 1,
+            num_warps=2,
+        )
+
+    def _totals(self) -> tuple[Tensor, ...]:
+        return self._kept, self._tokens, self._union, self._union_calls, self._call_sparsity, self._calls
 
     def settle(self, *, always: bool, on_gpu: bool, or_dense: bool) -> None:
         """Lists the kept channels only where the first forward kept few enough of them together; once.
@@ -135,17 +165,17 @@ class GraphRows:
 
     def collect(self, counts: SparsityCounts) -> None:
         """Adds what was counted since `reset` to `counts`; waits for the device."""
-        calls = int(self._calls)
+        kept, tokens, union, union_calls, sparsity, calls = (total.cpu() for total in self._totals())
         for layer in range(len(self.listing) if calls else 0):
             for place, (name, width) in enumerate(self.widths.items()):
                 counts.add_totals(
                     Site(layer, name),
-                    self._kept[layer, place],
-                    self._tokens,
-                    self._union[layer, place],
-                    self._call_sparsity[layer, place],
-                    calls,
-                    int(self._union_calls[layer, place]),
+                    kept[layer, place],
+                    tokens,
+                    union[layer, place],
+                    sparsity[layer, place],
+                    int(calls),
+                    int(union_calls[layer, place]),
                     width,
                     self.rows,
                 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.engine.forward import FFNRunner, FixedForward
-from dllm_sparse.engine.observing import GraphableObserver
+from dllm_sparse.engine.observing import GraphableObserver, StepClock
 from dllm_sparse.kernels.packing import MAX_WIDTH
 from dllm_sparse.models.feed_forward import FeedForward, FFNOverride, Tap, Tapped, known_context
 from dllm_sparse.models.language_model import LanguageModel
@@ -93,7 +93,8 @@ class Sparsifier(GraphableObserver):
             or not self._fits
         )
         identity = any(config.is_identity(p) for p in config.layer_p or (config.p,))
-        if plain or identity or self._observers or not self.apply:
+        watched = any(not isinstance(observer, StepClock) for observer in self._observers)
+        if plain or identity or watched or not self.apply:
             return None
         shared = (config.scope, config.group_size)
         return repr((config.p, config.layer_p, config.sites, config.backend, config.where, *shared))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import dllm_sparse as ds
+from dllm_sparse.engine.observing import StepClock
 from dllm_sparse.models.config import MoEConfig
 from dllm_sparse.models.loading import random_model
 from dllm_sparse.samplers.graph_steps import DiffusionGraphs
@@ -17,6 +18,7 @@ from dllm_sparse.sparsity.graph_rows import GraphRows
 from dllm_sparse.sparsity.sparsifier import Sparsifier
 from dllm_sparse.types import NonFiniteActivations, UsageError
 from tests.helpers import random_ids, tiny_lm
+from tests.sparsity.counted import check_counts
 
 DEVICES = [
     "cpu",
@@ -189,6 +191,21 @@ def test_masks_and_counts_of_captured_steps_are_those_of_the_plain_path(
                 close = 1e-3 if lists else 1e-12  # sums in another order
                 assert graphed["sparsity_report"][found][key] == pytest.approx(value, abs=close)
         assert graphed["sparsity"] == again["sparsity"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_counts_of_the_kernel_are_those_of_its_twin() -> None:
+    check_counts("cuda")
+
+
+def test_a_clock_leaves_masked_steps_captured() -> None:
+    lm = ds.load("tiny-diffusion", dtype="float32")
+    sampler = ds.SamplerConfig(gen_length=16, block_length=8, execution="graph")
+    out = ds.generate(lm, ["x"], sampler=sampler, sparsity=ds.SparsityConfig(p=0.5), observers=(StepClock(),))
+    assert out.execution == "graph"
+    with pytest.raises(UsageError, match="observers"):
+        ds.generate(lm, ["x"], sampler=sampler, sparsity=ds.SparsityConfig(p=0.5), observers=(ds.Observer(),))
 
 
 @pytest.mark.parametrize("scope", ["token", "group", "sequence"])

@@ -13,6 +13,7 @@ from dllm_sparse.kernels.gpu.choose import choose_kernel
 from dllm_sparse.kernels.gpu.layers import add_norm_kernel, glu_kernel, rope_kernel
 from dllm_sparse.kernels.gpu.select import select_kernel
 from dllm_sparse.kernels.gpu.stream_matmul import stream_matmul_kernel
+from tests.sparsity.counted import check_counts
 
 PLAIN = {"WAIT": False, "TRIGGER": False}
 
@@ -148,7 +149,11 @@ def selection() -> None:
             assert torch.equal(out[0, : len(channels)], truth[row, channels])
 
 
-CHECKS = (products, layers, attention, choice, selection)
+def counting() -> None:
+    check_counts("cpu")
+
+
+CHECKS = (products, layers, attention, choice, selection, counting)
 
 
 def run(checks: Iterable[Callable[[], None]]) -> None:
