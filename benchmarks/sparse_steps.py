@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import dllm_sparse as ds
 from dllm_sparse.bench.engine import bench_engine
@@ -28,7 +28,7 @@ class Setting(NamedTuple):
 
     shape: str
     sampler: dict[str, Any]
-    sparsities: tuple[tuple[float, str], ...]
+    sparsities: tuple[tuple[float, Literal["everywhere", "faster"]], ...]
 
 
 def dual(block: int, **more: Any) -> dict[str, Any]:
