@@ -1,6 +1,6 @@
 """Three commands that resume, at toy size: how they are called, what they have finished, what they result in.
 
-`benchmarks/kills.py` kills them; the tests here take their disk away.
+`benchmarks/kills.py` kills them at random moments; the tests here take their disk away.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ def cases(work: Path, *, small: bool = False) -> dict[str, Case]:
     """The three commands, or shorter ones; what they read is written to `work`."""
     from dllm_sparse.evaluation.texts import bundled_texts
 
-    (work / "toy.toml").write_text(toy_recipe(DOCUMENTS, steps=48, checkpoint_every=6, evaluate_every=12))
-    (work / "corpus.jsonl").write_text("".join(json.dumps({"text": f"{text}."}) + "\n" for text in bundled_texts()))
+    steps, every, texts = (16, 4, bundled_texts()[:200]) if small else (48, 6, bundled_texts())
+    recipe = toy_recipe(DOCUMENTS, steps=steps, checkpoint_every=every, evaluate_every=2 * every)
+    (work / "toy.toml").write_text(recipe.replace("skill_problems = 300", "skill_problems = 30") if small else recipe)
+    (work / "corpus.jsonl").write_text("".join(json.dumps({"text": f"{text}."}) + "\n" for text in texts))
     sweep = "--tasks tiny-cloze,tiny-skills --limit 3 --mc-num 2 --grid 0.9,0.6 --resamples 100 --gen-length 32"
     decode = "--limit 6 --batch-size 1 --gen-length 6 --block-length 3 --scope sequence"
     if small:

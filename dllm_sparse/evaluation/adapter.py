@@ -47,11 +47,12 @@ class DllmSparseLM(LM):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__()
-        processes, own_device = join(device or "auto")
+        processes, own_device = join(str(device or "auto"))
         self._rank, self._world_size = processes.rank, processes.world
         options = {name: value for name, value in options.items() if name not in _IGNORED}
         scoring, sampler, sparsity = _split(options)
-        self.lm = load(pretrained, device=own_device, dtype=dtype, revision=revision, engine=engine)
+        revision = None if revision is None else str(revision)  # lm-eval has made a number of what looks like one
+        self.lm = load(str(pretrained), device=own_device, dtype=dtype, revision=revision, engine=engine)
         self._device = self.lm.device
         # lm-eval deals documents to the processes itself; each scores its own share.
         self.scorer = Scorer(self.lm, scoring, sampler, Processes.alone())

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from dllm_sparse.analysis.bootstrap import ItemValues, Link
 from dllm_sparse.evaluation.scorer import Answer, Request
-from dllm_sparse.types import UsageError
+from dllm_sparse.types import DllmSparseError, UsageError, out_of_memory
 
 # The paper's choice first (acc, not acc_norm), then what generation and language-modelling tasks have.
 _PREFERRED = ("acc", "exact_match", "pass@1", "word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")
@@ -27,6 +28,18 @@ _LINKS: dict[str, Link] = {
 }
 # Prompts and data are hashed as the requests they became; these decide how answers become scores.
 _SCORING_KEYS = ("output_type", "metric_list", "filter_list", "process_results", "doc_to_target", "doc_to_choice")
+
+
+@contextmanager
+def naming(task: str, what: str) -> Iterator[None]:
+    """A task is a program over files of its author's: whatever either raises is said with the task's name."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DllmSparseError) or out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[:1]
+        raise DllmSparseError(f"task {task}: {what} ({type(error).__name__}: {' '.join(reason)})") from error
 
 
 class EvaluationTask:
@@ -84,18 +97,21 @@ class EvaluationTask:
         """Per-item contributions [1, N] from the answers to `requests`."""
         if len(answers) != sum(len(instances) for instances in self._instances):
             raise ValueError("one answer per request is needed")
-        remaining = iter(answers)
+        with naming(self.name, "its answers cannot be scored; do its documents hold what its YAML reads?"):
+            return self._contributions(self._scores(iter(answers)))
+
+    def _scores(self, answers: Iterator[Answer]) -> list[Any]:
         found: list[Any] = []
         for leaf, instances in zip(self.leaves, self._instances, strict=True):
             for instance in instances:
-                instance.resps, instance.filtered_resps = [next(remaining)], {}
+                instance.resps, instance.filtered_resps = [next(answers)], {}
             leaf.apply_filters()
             key = next(iter(instances[0].filtered_resps))
             for group in self._by_document(instances).values():
                 results = [instance.filtered_resps[key] for instance in group]
                 scores = leaf.process_results(group[0].doc, results)
                 found.append(self._own(scores))
-        return self._contributions(found)
+        return found
 
     def _own(self, scores: dict[str, Any]) -> Any:
         """This metric's value; a metric function may name its only result itself (pass_at_k gives pass@1)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dllm_sparse.evaluation.items import EvaluationTask
+from dllm_sparse.evaluation.items import EvaluationTask, naming
 from dllm_sparse.types import DllmSparseError, UsageError
 
 BUNDLED_TASKS = Path(__file__).parent / "tasks"
@@ -67,11 +67,11 @@ def load_tasks(
                 raise UsageError(
                     f"task {spec.name} runs programs the model wrote; add --confirm-run-unsafe-code if you accept that"
                 )
-            _set_shots(leaf, spec.shots)
-        with _quiet():
+        with naming(spec.name, "no requests can be made of it; do its documents hold what its YAML reads?"), _quiet():
             for leaf in leaves:
+                _set_shots(leaf, spec.shots)
                 leaf.build_all_requests(limit=limit, rank=0, world_size=1)
-        tasks.append(EvaluationTask(_title(spec, leaves), leaves, spec.metric))
+            tasks.append(EvaluationTask(_title(spec, leaves), leaves, spec.metric))
     if missing:
         raise TaskDataMissing(f"data are missing. {' '.join(missing)} {_ADVICE}")
     names = [task.name for task in tasks]

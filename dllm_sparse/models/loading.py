@@ -138,7 +138,7 @@ def _device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UsageError(f"device is {device!r}; use auto, cpu, cuda or cuda:N") from error
     if target.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {device!r} was asked for, but torch sees no CUDA GPU; use --device cpu")
@@ -150,7 +150,7 @@ def _dtype(dtype: str | torch.dtype, stored: torch.dtype, device: torch.device) 
         return dtype
     if dtype == "auto":
         return stored if device.type == "cuda" else torch.float32
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
 

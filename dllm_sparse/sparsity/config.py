@@ -120,7 +120,7 @@ class SparsityConfig:
             if self.schedule is not None:
                 raise UsageError("layer_p and schedule both decide p; give one of them")
             for p in self.layer_p:
-                self._check_p(p)
+                self._check_p(p, "layer_p")
 
     def _points(self, schedule: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
         try:
@@ -131,15 +131,15 @@ class SparsityConfig:
             raise UsageError("schedule needs (step fraction, p) points with increasing fractions")
         for at, p in points:
             check_fraction("a schedule's step fraction", at)
-            self._check_p(p)
+            self._check_p(p, "a schedule's p")
         return points
 
-    def _check_p(self, p: float) -> None:
+    def _check_p(self, p: float, name: str = "p") -> None:
         if self.rule == "threshold":
             if not p >= 0:
-                raise UsageError(f"p is {p}; rule 'threshold' takes a magnitude of at least 0 (for example 0.05)")
+                raise UsageError(f"{name} is {p}; rule 'threshold' takes a magnitude of at least 0 (for example 0.05)")
         else:
-            check_fraction("p", p)
+            check_fraction(name, p)
 
 
 def _interpolate(points: Sequence[tuple[float, float]], fraction: float) -> float:

@@ -28,7 +28,7 @@ POINTS = b"run,tokens_billions,activation_ratio,parameters,width,layers\n" + b""
 NUMBERS = st.sampled_from(["", "-1", "0", "1", "nan", "inf", "1e308", "-1e308", "1e-320", "x", "=1", "'=1", "0x10"])
 
 
-FEW = settings(max_examples=max(settings.default.max_examples // 5, 5))
+FEW = settings(max_examples=max(settings.default.max_examples // 10, 5))
 """Each example is a whole run of a command."""
 
 
