@@ -2,7 +2,7 @@
 
     python benchmarks/roofline_h200.py
 
-reads `results/engine_h200_2.json` and `results/kernels_h200.json`, writes `assets/roofline-h200.png`, and replaces the
+reads `results/engine_h200.json` and `results/kernels_h200.json`, writes `assets/roofline-h200.png`, and replaces the
 table between the marks in `docs/kernels.md`. To be run again when those results change; a test compares.
 """
 
@@ -144,7 +144,7 @@ def _density(axis: Any, kernels: dict[str, Any]) -> None:
 
 def main() -> None:
     kernels = read("kernels_h200.json")
-    print(draw(read("engine_h200_2.json"), kernels))
+    print(draw(read("engine_h200.json"), kernels))
     text = PAGE.read_text(encoding="utf-8")
     head, _, rest = text.partition(BEGIN)
     PAGE.write_text(f"{head}{BEGIN}\n{table(kernels)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")

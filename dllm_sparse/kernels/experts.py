@@ -83,7 +83,7 @@ def _grouped(x: Tensor, weight: Tensor, pairs: Pairs, places: int, activation: s
             BM=rows,
             BN=64,
             BK=64,
-            EXPERTS=1 << (experts - 1).bit_length(),
+            EXPERTS=max(1 << (experts - 1).bit_length(), 16),
             GATHER=places > 0,
             GATED=activation is not None,
             ACT=0 if activation is None else ACTIVATION_CODES[activation],

@@ -137,7 +137,7 @@ for _name, _kernel, _fake in (
     ("select_list", _select_list, _fake_select_list),
     ("listed_product", _listed_product, _fake_listed_product),
     ("ffn", _ffn, lambda x, *_: torch.empty_like(x)),
-    ("expert_ffn", _expert_ffn, lambda x, order, *_: x.new_empty((len(order), x.shape[1]))),
+    ("expert_ffn", _expert_ffn, lambda x, order, *_: x.new_empty((order.shape[0], x.shape[1]))),
 ):
     _LIBRARY.define(_name + _SCHEMAS[_name])  # type: ignore[no-untyped-call]
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]

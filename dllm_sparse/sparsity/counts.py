@@ -79,6 +79,9 @@ class SparsityCounts:
         classes = self._classes
         if not classes.counted:
             return
+        if site in self._sites and self._sites[site].kept.device != keep.device:
+            moved = self.to(keep.device)  # captured steps, whose totals were read back, came before
+            self._sites, self._unions = moved._sites, moved._unions
         width = keep.shape[-1]
         count = self._site(site, width, keep.device)
         if can_tally(keep):

@@ -127,3 +127,14 @@ def test_experts_are_pooled_per_layer_and_listed_apart() -> None:
     assert report["by_layer"] == [{"layer": 0, "site": "input", "sparsity": 1 - 7 / 20}]  # token-weighted
     rows = [(row["expert"], row["tokens"], row["entries"], row["sparsity"]) for row in report["by_expert"]]
     assert rows == [(0, 3, 12, 0.75), (2, 2, 8, 0.5)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_counts_read_back_and_counts_on_a_gpu_mix() -> None:
+    calls = random_calls(8)
+    expected, mixed = counted(calls), counted(calls[:4])
+    for site, keep, classes in calls[4:8]:
+        mixed.add(site, keep.cuda(), classes.cuda())
+    mixed.merge(counted(calls[8:]).to("cuda"))
+    assert mixed.to_dict() == expected.to_dict()

@@ -42,14 +42,14 @@ def test_lists_give_way_to_dense_products_and_come_back(rows: int) -> None:
     assert all(one for layer in made.listing for one in layer)
     generation(made, 0.32)
     assert not made.stale
-    for _ in range(3):
+    for _ in range(9):
         generation(made, 0.99)
     assert made.stale
     assert not any(one for layer in made.listing for one in layer)
     made.stale = False
     generation(made, 0.95)
     assert not made.stale
-    for _ in range(20):  # where nothing is listed the union of several rows is judged by what they keep
+    for _ in range(30):  # where nothing is listed the union of several rows is judged by what they keep
         generation(made, 0.3)
     assert made.stale
     assert all(one for layer in made.listing for one in layer)
