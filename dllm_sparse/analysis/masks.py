@@ -113,4 +113,4 @@ def consensus_mask(keep: Tensor, counted: Tensor) -> Tensor:
     order = frequency.argsort(dim=-1, descending=True, stable=True)
     rank = torch.arange(keep.shape[-1], device=keep.device).expand_as(order)
     chosen = torch.zeros_like(frequency, dtype=torch.bool).scatter_(-1, order, rank < size.unsqueeze(-1))
-    return (chosen & (frequency > 0)).unsqueeze(1)
+    return chosen.unsqueeze(1)

@@ -84,7 +84,7 @@ def threshold_mask(v: Tensor, threshold: float) -> Tensor:
         return v != 0
     score = _scores(v)
     _total(score)
-    return (score >= threshold) & (score > 0)
+    return score >= threshold
 
 
 def flattened_top_p_mask(v: Tensor, p: float, *, check: bool = True) -> Tensor:

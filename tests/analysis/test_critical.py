@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_sparse.analysis.bootstrap import ItemValues
-from dllm_sparse.analysis.critical import critical, first_crossing, flags, grid_maximum, retention
+from dllm_sparse.analysis.bootstrap import ItemValues, interval
+from dllm_sparse.analysis.critical import Critical, Estimate, critical, first_crossing, flags, grid_maximum, retention
 from dllm_sparse.analysis.curves import average_curve, task_curve
 from dllm_sparse.analysis.search import Evaluated, next_p
 from dllm_sparse.types import UsageError
@@ -24,6 +24,45 @@ def test_first_crossing_interpolates_and_grid_maximum_may_lie_beyond() -> None:
     assert bool(crossed)
     assert value == pytest.approx(0.3)
     assert grid_maximum(SPARSITY, kept, 0.99) == pytest.approx(0.6)
+
+
+def test_a_score_on_the_line_passes() -> None:
+    kept = np.array([1.0, 0.99, 0.5, 0.4, 0.3])
+    assert grid_maximum(SPARSITY, kept, 0.99) == pytest.approx(0.2)
+    result, _ = critical(SPARSITY, kept, kept[None], 0.99)
+    assert result.crossing.value == pytest.approx(0.2)
+    assert result.bracket == (0.2, 0.4)
+    last = np.array([1.0, 1.0, 1.0, 1.0, 0.99])
+    assert critical(SPARSITY, last, last[None], 0.99)[0].censored
+
+
+def test_intervals_are_percentiles_of_the_crossings_of_the_resamples() -> None:
+    kept = np.array([1.0, 0.9, 0.8, 0.7, 0.6])
+    resampled = np.stack([1 - slope * SPARSITY for slope in np.linspace(0.02, 0.2, 101)])
+    for level in (0.95, 0.5):
+        result, crossings = critical(SPARSITY, kept, resampled, 0.99, level)
+        assert crossings == pytest.approx(0.01 / np.linspace(0.02, 0.2, 101))
+        assert (result.crossing.low, result.crossing.high) == interval(crossings, level)
+        assert result.bracket == (0.0, 0.2)
+        assert not result.censored
+
+
+def test_resamples_without_a_dense_score_leave_the_others_their_crossing() -> None:
+    value, crossed = first_crossing(
+        SPARSITY, np.array([[np.nan] * 5, [1.0, 0.98, 0.9, 0.9, 0.9], [1.0, 0.98, *[np.nan] * 3]]), 0.99
+    )
+    assert value == pytest.approx([np.nan, 0.1, np.nan], nan_ok=True)
+    assert crossed.tolist() == [False, True, False]
+
+
+def test_what_json_has_no_number_for_is_none() -> None:
+    nothing = Estimate(math.nan, None, None)
+    assert Critical(nothing, Estimate(0.5, 0.4, 0.6), False, (0.0, None)).to_dict() == {
+        "grid_max": {"value": None, "low": None, "high": None},
+        "crossing": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "censored": False,
+        "bracket": (0.0, None),
+    }
 
 
 def test_a_curve_that_never_falls_is_censored() -> None:
@@ -50,6 +89,9 @@ def test_lower_is_better_inverts_the_share() -> None:
         ((0.354, 0.28, 0.0, 0.99, 164), ["below resolution"]),  # HumanEval
         ((0.7, 0.68, 0.25, 0.99, 1000), []),
         ((0.7, None, 0.25, 0.99, 1000), []),
+        ((0.25, None, 0.25, 0.5, 100), ["at chance"]),
+        ((1.0, None, 0.25, 0.5, 2), ["few deciding items"]),  # one
+        ((1.0, None, 0.25, 0.5, 10), []),  # five
     ],
 )
 def test_flags(arguments: tuple[float, float, float, float, int], expected: list[str]) -> None:

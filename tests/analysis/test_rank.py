@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dllm_sparse as ds
-from dllm_sparse.analysis.rank import StreamingRank
+from dllm_sparse.analysis.rank import StreamingRank, batch_rank
 
 
 def matrix_with_spectrum(values: list[float], rows: int, seed: int = 0) -> torch.Tensor:
@@ -40,3 +40,13 @@ def test_bounds_and_bad_input() -> None:
         ds.effective_rank(torch.zeros(3))
     with pytest.raises(ds.types.NonFiniteActivations):
         ds.effective_rank(torch.tensor([[float("nan"), 1.0]]))
+    stream = StreamingRank(2)
+    stream.add(torch.tensor([[float("inf"), 1.0]]))
+    with pytest.raises(ds.types.NonFiniteActivations, match="effective rank"):
+        stream.value()
+
+
+def test_the_published_protocol_is_the_rank_of_one_batch() -> None:
+    x = torch.randn(6, 9, generator=torch.Generator().manual_seed(2))
+    assert batch_rank(x) == pytest.approx(ds.effective_rank(x), rel=1e-5)
+    assert batch_rank(torch.zeros(6, 9)) == pytest.approx(6.0)  # the added 1e-10 alone

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from dllm_sparse.samplers.confidence import (
     choose_tokens,
+    keep_likely,
     pick_by_factor,
     pick_by_quota,
+    pick_by_rank,
     pick_by_threshold,
+    sureness,
     token_probabilities,
 )
 
@@ -63,11 +66,30 @@ def test_factor(row: list[float | None], factor: float) -> None:
     assert picked(pick_by_factor(tensor(row), factor)) == sorted(order[: max(count, 0)])
 
 
+def test_the_second_best_must_reach_two_thirds_at_factor_1() -> None:
+    for second, expected in ((0.7, [0, 2]), (0.66, [0])):
+        assert picked(pick_by_factor(torch.tensor([[0.9, 0.1, second, 0.05]]), 1.0)) == expected
+
+
 def test_rows_are_decided_apart() -> None:
     confidence = torch.tensor([[0.9, 0.2, 0.8], [-math.inf, -math.inf, -math.inf], [0.1, 0.3, 0.2]])
     assert pick_by_quota(confidence, [2, 1, 1]).tolist() == [[True, False, True], [False] * 3, [False, True, False]]
     assert pick_by_threshold(confidence, 0.5).tolist() == [[True, False, True], [False] * 3, [False, True, False]]
-    assert pick_by_factor(confidence, 0.5)[1].tolist() == [False] * 3
+    apart = torch.cat([pick_by_factor(row[None], 0.5) for row in confidence])
+    assert torch.equal(pick_by_factor(confidence, 0.5), apart)
+    assert apart.sum(-1).tolist() == [1, 0, 1]
+    assert torch.equal(
+        pick_by_factor(confidence, 3.0), torch.cat([pick_by_factor(row[None], 3.0) for row in confidence])
+    )
+
+
+def test_ranks_pick_what_quotas_pick_and_the_lowest_of_equals() -> None:
+    confidence = torch.tensor([[0.9, 0.2, 0.8, 0.1], [-math.inf, 0.3, -math.inf, -math.inf], [0.1, 0.4, 0.3, 0.2]])
+    for quota in ([2, 1, 1], [0, 2, 3], [4, 0, 4]):
+        expected = pick_by_quota(confidence, quota)
+        assert torch.equal(pick_by_rank(confidence, torch.tensor(quota)), expected)
+    tied = torch.tensor([[0.1] + [0.5] * 500])
+    assert pick_by_rank(tied, torch.tensor([200]))[0].nonzero().flatten().tolist() == list(range(1, 201))
 
 
 def test_greedy_choice_is_the_argmax() -> None:
@@ -94,3 +116,28 @@ def test_probabilities_are_formed_in_the_type_asked_for() -> None:
         got = token_probabilities(logits, tokens, dtype)
         assert got.dtype == dtype
         assert torch.equal(got, logits.to(dtype).softmax(-1).amax(-1))
+
+
+def test_only_likely_tokens_keep_their_logits() -> None:
+    shares = torch.tensor([[0.5, 0.05, 0.3, 0.15], [0.3, 0.4, 0.0, 0.3]])
+    logits = (shares + 1e-20).log()
+
+    def kept(**options: float | int) -> list[list[bool]]:
+        left = keep_likely(logits, **options)  # type: ignore[arg-type]
+        assert torch.equal(left, logits.where(left.isfinite(), -torch.inf))
+        return left.isfinite().tolist()
+
+    assert kept() == kept(top_p=1.0) == kept(top_k=9) == [[True] * 4] * 2
+    assert kept(top_p=0.6) == [[True, False, True, False], [True, True, False, False]]
+    assert kept(top_p=0.9) == [[True, False, True, True], [True, True, False, True]]
+    assert kept(top_k=1) == [[True, False, False, False], [False, True, False, False]]
+    assert kept(top_k=2) == [[True, False, True, False], [True, True, False, True]]  # ties stay
+    assert kept(top_p=0.6, top_k=1) == kept(top_k=1)
+
+
+def test_measures_of_sureness() -> None:
+    shares, tokens = torch.tensor([[[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]]]), torch.tensor([[2, 1]])
+    entropy = [sum(p * math.log(p) for p in row if p) for row in shares[0].tolist()]
+    assert sureness(shares, tokens, "entropy")[0].tolist() == pytest.approx(entropy, abs=1e-6)
+    assert sureness(shares, tokens, "topk_margin")[0].tolist() == pytest.approx([0.5, 0.0])
+    assert sureness(shares, tokens, "maskgit_plus")[0].tolist() == pytest.approx([0.1, 0.5])

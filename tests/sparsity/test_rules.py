@@ -144,6 +144,9 @@ def test_everything_by_top_k_is_every_nonzero_entry() -> None:
 
 
 @given(vectors(), fractions)
+@example(torch.tensor([1.0, 0.5, 0.25, 0.0]), 0.5)
+@example(torch.tensor([1.0, 0.5, 0.25, 0.0]), 1.0)
+@example(torch.tensor([1.0, 0.5, 0.25, 0.0]), 0.0)
 def test_max_p_against_numpy(v: Tensor, p: float) -> None:
     kind = np.float64 if v.dtype == torch.float64 else np.float32
     weights = np.abs(v.double().numpy().astype(kind))
@@ -151,6 +154,9 @@ def test_max_p_against_numpy(v: Tensor, p: float) -> None:
 
 
 @given(vectors(), st.floats(0, 2, width=32))
+@example(torch.tensor([1.0, 0.5, 0.25, 0.0]), 1.0)
+@example(torch.tensor([1.0, 0.5, 0.25, 0.0]), 0.5)
+@example(torch.tensor([1.0, 0.5, 0.25, 0.0]), 0.0)
 def test_threshold_against_exact_comparison(v: Tensor, threshold: float) -> None:
     expected = [weight >= Fraction(threshold) and weight > 0 for weight in exact(v)]
     assert threshold_mask(v, threshold).tolist() == expected
@@ -181,7 +187,7 @@ def test_flattened_top_p_against_exact_sums(rows: list[Tensor], p: float) -> Non
 @pytest.mark.parametrize("p", [0.01, 0.4, 0.8, 1.0])
 def test_flattened_masks_of_a_batch_are_those_of_its_rows(p: float) -> None:
     """Rows apart that need the first of two ties, that are full of zeros, or none of this."""
-    rows = torch.tensor([[[5.0, 5.0, 0.0], [1.0, 0.5, 0.0]], [[0.0] * 3] * 2, [[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]]])
+    rows = torch.tensor([[[5.0, 5.0, 0.0], [1.0, 0.5, 0.0]], [[0.0] * 3] * 2, [[1.0, 2.0, 3.0], [4.0, 6.0, 0.0]]])
     keep = flattened_top_p_mask(rows, p)
     assert keep.dtype == torch.bool
     assert torch.equal(keep, torch.stack([flattened_top_p_mask(row, p) for row in rows]))
@@ -200,8 +206,20 @@ def test_values_that_are_not_finite_are_refused(bad: float, dtype: torch.dtype) 
     v[1, 2, 5] = bad
     for p in (0.0, 0.5, 1.0):
         for rule in (ds.top_p_mask, top_k_mask, max_p_mask, threshold_mask, flattened_top_p_mask):
-            with pytest.raises(NonFiniteActivations):
+            with pytest.raises(NonFiniteActivations, match=r"^NaN or Inf among the values to be masked$"):
                 rule(v, p)
+
+
+def test_values_whose_sum_overflows_are_refused_with_advice() -> None:
+    with pytest.raises(UsageError, match=r"^float64 values whose sum overflows; scale them down$"):
+        ds.top_p_mask(torch.full((4,), 1e308, dtype=torch.float64), 0.5)
+
+
+def test_trimmed_ties_are_counted_in_fp64() -> None:
+    """fp32 sums of what is above the ties would be off by more than a tie."""
+    v = torch.tensor([2.0**24, 1.5, 1.5, 1.5] + [1.0] * 10)
+    target = 2.0**24 + 4.5 + 4.75
+    assert int(ds.top_p_mask(v, target / (2.0**24 + 14.5), ties="trim").sum()) == 4 + 5
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, 80, math.nan])

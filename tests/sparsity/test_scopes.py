@@ -87,7 +87,7 @@ def test_unchecked_masks_are_the_same_and_keep_what_is_not_finite(scope: Any, ti
 @pytest.mark.parametrize(("rule", "p"), [("top_p", 1.0), ("top_k", 1.0), ("max_p", 0.0), ("threshold", 0.0)])
 def test_the_identity_keeps_what_is_not_zero(scope: Any, rule: Any, p: float) -> None:
     v = torch.tensor([[[0.5, 0.0, -2.0], [1e-30, 3.0, 0.0]]])
-    config = ds.SparsityConfig(rule=rule, p=p, scope=scope, group_size=2)
+    config = ds.SparsityConfig(rule=rule, p=0.5, scope=scope, group_size=2)  # a schedule may ask for another p
     assert torch.equal(scoped_mask(v, p, config, context([0], 2), None), v != 0)
 
 
