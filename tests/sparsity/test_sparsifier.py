@@ -1,4 +1,4 @@
-"""The sparsifier on a model: identity, what it computes, what it leaves behind, and how it fails."""
+"""The sparsifier on a model: identity, what it computes, what it measures, which layers."""
 
 from __future__ import annotations
 
@@ -9,20 +9,10 @@ import torch
 from torch import Tensor
 
 import dllm_sparse as ds
-from dllm_sparse.models.feed_forward import FeedForward
 from dllm_sparse.sparsity.config import IDENTITY
-from dllm_sparse.types import BackendUnavailable, NonFiniteActivations, UsageError
-from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
-
-SITES = ("input", "up", "gate", "intermediate", "all_inputs", "all_linear")
-SAMPLER = ds.SamplerConfig(gen_length=8, block_length=4, steps=4)
-PROMPT, MASK = left_padded([random_ids(1, 5, seed=1)[0], random_ids(1, 3, seed=2)[0]])
-
-
-def decode(lm: ds.LanguageModel, config: ds.SparsityConfig | None, observers: Any = ()) -> Tensor:
-    return ds.generate(
-        lm, prompt_ids=PROMPT, attention_mask=MASK, sampler=SAMPLER, sparsity=config, observers=observers
-    ).ids
+from dllm_sparse.types import UsageError
+from tests.helpers import Recorder, random_ids, tiny_lm
+from tests.sparsity.sampling import MASK, PROMPT, SITES, decode
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])
@@ -128,63 +118,6 @@ def test_weighted_scores_use_the_norms_of_the_consuming_matrix(sites: Any) -> No
         assert torch.equal(keep, ds.top_p_mask(values.abs() * norms, 0.7))
 
 
-def test_masks_are_recomputed_at_every_step_from_that_step() -> None:
-    lm, seen = tiny_lm(), Recorder()
-    schedule = ((0.0, 0.3), (1.0, 0.9))
-    decode(lm, ds.SparsityConfig(schedule=schedule), observers=[seen])
-    config = ds.SparsityConfig(schedule=schedule)
-    assert [context.step.index for _, _, _, context in seen.masks] == [step for step in range(4) for _ in range(4)]
-    for _, values, keep, context in seen.masks:
-        assert torch.equal(keep, ds.top_p_mask(values, config.p_at(context.step.index / 3)))
-
-
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("scope", ["token", "group"])
-def test_reused_masks_are_those_of_the_same_positions(cache: Any, scope: Any) -> None:
-    """Brute force: a dictionary from absolute position to the mask that was last computed there."""
-    lm, seen = tiny_lm(), Recorder()
-    sampler = ds.SamplerConfig(gen_length=12, block_length=4, cache=cache)
-    config = ds.SparsityConfig(p=0.6, refresh_every=3, scope=scope, group_size=2)
-    ds.generate(lm, prompt_ids=PROMPT, sampler=sampler, sparsity=config, observers=[seen])
-    known: dict[tuple[ds.Site, int], Tensor] = {}
-    reused = 0
-    for site, values, keep, context in seen.masks:
-        if context.step.index % 3 == 0:
-            if scope == "token":
-                assert torch.equal(keep, ds.top_p_mask(values, 0.6))
-            for token in range(keep.shape[1]):
-                known[site, context.start + token] = keep[:, token]
-        else:
-            for token in range(keep.shape[1]):
-                assert torch.equal(keep[:, token], known[site, context.start + token])
-                reused += 1
-    assert reused
-
-
-def test_an_autoregressive_step_reuses_the_mask_of_the_last_refresh() -> None:
-    lm, seen = tiny_lm("autoregressive"), Recorder()
-    config = ds.SparsityConfig(p=0.6, refresh_every=3)
-    ds.generate(lm, prompt_ids=PROMPT, sampler=ds.SamplerConfig(gen_length=8), sparsity=config, observers=[seen])
-    last: dict[ds.Site, Tensor] = {}
-    for site, values, keep, context in seen.masks:
-        if context.step.index % 3 == 0:
-            assert torch.equal(keep, ds.top_p_mask(values, 0.6))
-            last[site] = keep[:, -1:]
-        else:
-            assert torch.equal(keep, last[site])
-
-
-def test_a_new_canvas_does_not_reuse_old_masks() -> None:
-    lm, config = tiny_lm(), ds.SparsityConfig(p=0.5, refresh_every=4)
-    expected = decode(lm, config)
-    with ds.sparsify(lm, config) as handle:
-        for seed in (7, 8):  # another prompt of the same shape first
-            other = random_ids(2, 5, seed=seed)
-            ds.generate(lm, prompt_ids=other, sampler=SAMPLER, observers=[handle])
-        got = ds.generate(lm, prompt_ids=PROMPT, attention_mask=MASK, sampler=SAMPLER, observers=[handle]).ids
-    assert torch.equal(got, expected)
-
-
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
 def test_measured_sparsity_is_a_recount_of_the_masks(cfg_scale: float) -> None:
     """Padding is never counted; under guidance the unconditional rows are counted as rows of their own."""
@@ -226,115 +159,6 @@ def test_observers_change_nothing() -> None:
         assert torch.equal(decode(lm, config, observers=[Recorder(), Recorder()]), decode(lm, config))
 
 
-class Broken(Recorder):
-    """An observer that fails at its third mask, in the middle of a forward."""
-
-    def on_mask(self, *offered: Any) -> None:
-        super().on_mask(*offered)
-        if len(self.masks) == 3:
-            raise KeyboardInterrupt
-
-
-class Fragile(FeedForward):
-    """A layer that cannot be sparsified."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "override" and value is not None:
-            raise RuntimeError("no")
-        super().__setattr__(name, value)
-
-
-def attributes(lm: ds.LanguageModel) -> list[dict[str, Any]]:
-    """Everything every module holds, besides its parameters and children."""
-    return [
-        {key: value for key, value in vars(module).items() if not isinstance(value, Tensor)}
-        for module in lm.transformer.modules()
-    ]
-
-
-def test_nothing_is_left_behind() -> None:
-    lm = tiny_lm()
-    before, dense = attributes(lm), lm.logits(PROMPT)
-    config = ds.SparsityConfig(p=0.5)
-
-    def is_clean() -> bool:
-        return attributes(lm) == before and torch.equal(lm.logits(PROMPT), dense)
-
-    with ds.sparsify(lm, config):
-        assert not is_clean()
-    assert is_clean()
-    with pytest.raises(ZeroDivisionError), ds.sparsify(lm, config):
-        raise ZeroDivisionError
-    assert is_clean()
-    with pytest.raises(KeyboardInterrupt):
-        decode(lm, config, observers=[Broken()])
-    assert is_clean()
-    with pytest.raises(UsageError, match="gen_length"):
-        ds.generate(lm, prompt_ids=PROMPT, sampler=ds.SamplerConfig(gen_length=512), sparsity=config)
-    assert is_clean()
-
-
-def test_nothing_is_left_behind_when_entering_fails_half_way() -> None:
-    lm = tiny_lm()
-    lm.transformer.blocks[1].ffn = Fragile(lm.config, 1)
-    with pytest.raises(RuntimeError, match="no"), ds.sparsify(lm, ds.SparsityConfig()):
-        pytest.fail("the block must not run")
-    assert all(ffn.override is None for ffn in lm.transformer.ffns)
-
-
-def test_nested_blocks_are_refused_and_sequential_ones_fine() -> None:
-    lm, config = tiny_lm(), ds.SparsityConfig(p=0.5)
-    with ds.sparsify(lm, config):
-        first = lm.logits(PROMPT)
-        with pytest.raises(UsageError, match="already sparsified"), ds.sparsify(lm, config):
-            pytest.fail("the inner block must not run")
-        with pytest.raises(UsageError, match="already sparsified"):
-            decode(lm, config)
-        assert torch.equal(lm.logits(PROMPT), first)
-    with ds.sparsify(lm, config):
-        assert torch.equal(lm.logits(PROMPT), first)
-
-
-def test_nan_weights_are_reported_with_layer_site_and_step() -> None:
-    for weight, sites, message in (
-        ("blocks.1.ffn.gate_up_proj.weight", "all_inputs", "layer 1, site intermediate, step 0"),
-        ("blocks.0.ffn.down_proj.weight", "all_inputs", "layer 1, site input, step 0"),
-        ("blocks.1.ffn.gate_up_proj.weight", "gate", "layer 1, site gate, step 0"),
-        ("blocks.0.attention_norm.weight", "all_linear", "layer 0, site attention_input, step 0"),
-        ("blocks.1.attention.qkv_proj.weight", "all_linear", "layer 1, site attention_output, step 0"),
-    ):
-        for scope in ("token", "group", "sequence"):
-            for p in (0.5, 1.0):
-                lm = tiny_lm()
-                lm.transformer.get_parameter(weight).view(-1)[0] = torch.nan
-                config = ds.SparsityConfig(p=p, sites=sites, scope=scope)  # type: ignore[arg-type]
-                with pytest.raises(NonFiniteActivations, match=message):
-                    decode(lm, config)
-
-
-@pytest.mark.parametrize("p", [None, 0.5])
-def test_nan_that_appears_later_is_reported_with_its_step(p: float | None) -> None:
-    """The tokens committed first get a NaN embedding, so that step 1 is the first to see it."""
-    message = "logits at step 1" if p is None else "layer 0, site input, step 1"
-    config = None if p is None else ds.SparsityConfig(p=p)
-    lm, seen = tiny_lm(seed=2), Recorder()
-    decode(lm, config, observers=[seen])
-    committed = seen.steps[0][1].ids[seen.steps[0][1].committed]
-    assert not torch.isin(committed, PROMPT).any()
-    lm.transformer.embedding.weight[committed] = torch.nan
-    with pytest.raises(NonFiniteActivations, match=message):
-        decode(lm, config)
-
-
-def test_an_explicit_gpu_backend_is_refused_on_the_cpu() -> None:
-    lm = tiny_lm()
-    with pytest.raises(BackendUnavailable, match="needs a CUDA GPU"):
-        decode(lm, ds.SparsityConfig(backend="triton"))
-    assert all(ffn.override is None for ffn in lm.transformer.ffns)
-    with ds.sparsify(lm, ds.SparsityConfig(backend="auto")) as handle:
-        assert handle.backend == "reference"
-
-
 def test_each_layer_may_have_its_own_p() -> None:
     lm, recorder = tiny_lm(), Recorder()
     with ds.sparsify(lm, ds.SparsityConfig(layer_p=(1.0, 0.3)), observers=(recorder,)):
@@ -356,77 +180,3 @@ def test_chosen_layers_alone_are_masked_and_counted() -> None:
 def test_layers_the_model_does_not_have(values: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words), ds.sparsify(tiny_lm(), ds.SparsityConfig(**values)):
         pass
-
-
-def test_the_cpu_backend_decodes_what_masking_decodes() -> None:
-    lm, prompt = tiny_lm("autoregressive"), random_ids(2, 5)
-    sampler = ds.SamplerConfig(gen_length=8)
-    plain = ds.generate(lm, prompt_ids=prompt, sampler=sampler, sparsity=ds.SparsityConfig(p=0.5, backend="reference"))
-    skipping = ds.generate(lm, prompt_ids=prompt, sampler=sampler, sparsity=ds.SparsityConfig(p=0.5, backend="cpu"))
-    assert torch.equal(plain.ids, skipping.ids)
-    assert plain.sparsity == skipping.sparsity
-    assert (plain.sparsity_report["backend"], skipping.sparsity_report["backend"]) == ("reference", "cpu")
-    weight = lm.transformer.ffns[0].gate_up_proj.weight
-    assert weight.t().is_contiguous()  # stored by input, values as they were
-    assert torch.equal(weight, tiny_lm("autoregressive").transformer.ffns[0].gate_up_proj.weight)
-
-
-@pytest.mark.parametrize("sites", SITES)
-@pytest.mark.parametrize("facts", [{}, {"mlp_bias": True, "qkv_bias": True, "output_bias": True}])
-def test_the_cpu_backend_computes_what_masking_computes(sites: str, facts: dict[str, Any]) -> None:
-    lm = tiny_lm("autoregressive", **facts)
-    for gate_input in ("masked", "dense"):
-        options = {"p": 0.6, "sites": sites, "gate_input": gate_input}
-        found = []
-        for backend in ("reference", "cpu"):
-            with ds.sparsify(lm, ds.SparsityConfig(**options, backend=backend)) as handle:
-                found.append(lm.logits(random_ids(1, 3)))
-                assert handle.backend == backend
-        torch.testing.assert_close(*found)
-
-
-@pytest.mark.parametrize("facts", [{}, {"mlp_bias": True}])
-def test_a_masked_gate_decides_which_up_and_down_weights_are_read(facts: dict[str, Any]) -> None:
-    lm, recorder = tiny_lm("autoregressive", **facts), Recorder()
-    config = ds.SparsityConfig(p=0.5, sites="gate", backend="cpu")
-    with ds.sparsify(lm, config, observers=[recorder]):
-        expected = lm.logits(random_ids(1, 3))
-    for site, _, keep, _ in recorder.masks:
-        ffn, dropped = lm.transformer.ffns[site.layer], ~keep.flatten(0, -2).any(0)
-        assert dropped.any()
-        ffn.halves()[1][0][dropped] = torch.nan
-        ffn.down_proj.weight[:, dropped] = torch.nan
-    with ds.sparsify(lm, config):
-        assert torch.equal(lm.logits(random_ids(1, 3)), expected)
-
-
-def test_p_1_is_bitwise_dense_on_every_backend() -> None:
-    lm = tiny_lm("autoregressive")
-    for _ in range(2):  # with weights stored as loaded, then by input
-        dense = lm.logits(random_ids(1, 3))
-        for backend in ("auto", "cpu"):
-            with ds.sparsify(lm, ds.SparsityConfig(p=1.0, backend=backend)):
-                assert torch.equal(lm.logits(random_ids(1, 3)), dense)
-        with ds.sparsify(lm, ds.SparsityConfig(p=0.5, backend="cpu")):
-            lm.logits(random_ids(1, 3))
-
-
-def test_auto_skips_where_it_pays_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dllm_sparse.kernels.dispatch.CPU_CALL_SECONDS", 0.0)
-    lm = tiny_lm("autoregressive")
-    for p, tokens, name in ((0.999, 1, "reference"), (0.1, 1, "cpu"), (0.1, 5, "reference")):
-        with ds.sparsify(lm, ds.SparsityConfig(p=p, backend="auto")) as handle:
-            lm.logits(random_ids(1, tokens))
-        assert handle.backend == name
-
-
-def test_an_explicit_backend_is_refused_where_transformers_runs_the_model() -> None:
-    lm = ds.load("tiny-ar", device="cpu", engine="transformers")
-    with (
-        pytest.raises(BackendUnavailable, match="needs the native engine"),
-        ds.sparsify(lm, ds.SparsityConfig(backend="cpu")),
-    ):
-        pass
-    with ds.sparsify(lm, ds.SparsityConfig(p=0.5)) as handle:
-        lm.logits(random_ids(1, 1))
-    assert handle.backend == "reference"
