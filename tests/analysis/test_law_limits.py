@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dllm_sparse.analysis.law_forms import PUBLISHED, Form, activation_law
-from dllm_sparse.analysis.law_limits import limit_interval, open_questions
+from dllm_sparse.analysis.law_limits import Interval, limit_interval, open_questions
 from dllm_sparse.analysis.laws import LawFit, fit_activation_law
 
 TOKENS = np.geomspace(2, 300, 14)
@@ -16,9 +16,10 @@ def noisy(curve: np.ndarray, seed: int, noise: float = 3e-4) -> np.ndarray:
     return np.asarray(curve + np.random.default_rng(seed).normal(0, noise, len(curve)))
 
 
-def asked(data: np.ndarray, form: Form) -> tuple[LawFit, list[str]]:
+def asked(data: np.ndarray, form: Form) -> tuple[LawFit, Interval, list[str]]:
     fit = fit_activation_law(TOKENS, data, form=form)
-    return fit, open_questions(fit, limit_interval(fit, TOKENS, data), TOKENS, data)
+    interval = limit_interval(fit, TOKENS, data)
+    return fit, interval, open_questions(fit, interval, TOKENS, data)
 
 
 @pytest.mark.parametrize("form", ["relu", "silu"])
@@ -26,8 +27,7 @@ def test_the_profile_covers_the_true_limit_and_true_laws_pass(form: Form) -> Non
     true, covered, passed = PUBLISHED[form]["0.4B"], 0, 0
     for seed in range(8):
         data = noisy(activation_law(form, TOKENS, **true), seed)
-        fit, reasons = asked(data, form)
-        low, high = limit_interval(fit, TOKENS, data)
+        _, (low, high), reasons = asked(data, form)
         covered += (low or 0.0) <= true["A0"] <= (1.0 if high is None else high)
         passed += not reasons
     assert covered >= 6  # binomial(8, 0.95) is below 6 six times in 1,000
@@ -44,13 +44,13 @@ def test_the_profile_agrees_with_the_standard_error_where_the_law_is_well_determ
 
 
 def test_a_power_law_leaves_the_exponent_of_the_relu_form_open() -> None:
-    fit, reasons = asked(noisy(0.03 + 0.05 * TOKENS**-0.7, 2, 1e-3), "relu")
+    fit, _, reasons = asked(noisy(0.03 + 0.05 * TOKENS**-0.7, 2, 1e-3), "relu")
     assert fit.parameters["alpha"] < 0.3
     assert any("power law" in reason for reason in reasons)
 
 
 def test_growth_by_the_logarithm_has_no_limit() -> None:
-    _, reasons = asked(noisy(0.2 + 0.03 * np.log(TOKENS), 3, 2e-3), "silu")
+    _, _, reasons = asked(noisy(0.2 + 0.03 * np.log(TOKENS), 3, 2e-3), "silu")
     assert reasons
 
 
@@ -58,7 +58,7 @@ def test_a_limit_that_rests_on_the_first_points_is_found_out() -> None:
     """A jump at the start looks like saturation; what follows grows by the logarithm."""
     data = noisy(0.22 + 0.012 * np.log(TOKENS), 0, 2e-3)
     data[:3] = 0.12, 0.13, 0.19
-    fit, reasons = asked(data, "silu")
+    fit, _, reasons = asked(data, "silu")
     assert 0 < fit.limit < 1
     assert reasons == ["its limit rests on the first quarter of the points"]
 
@@ -68,3 +68,12 @@ def test_an_impossible_limit_has_no_interval() -> None:
     data = np.linspace(0.1, 0.3, 14)
     assert limit_interval(fit, TOKENS, data) == (None, None)
     assert open_questions(fit, (None, None), TOKENS, data) == ["its best limit is no ratio"]
+
+
+def test_an_interval_that_is_open_or_wider_than_the_run_is_said() -> None:
+    fit = LawFit("silu", {"alpha": 1.0, "c": 0.1, "A0": 0.3}, np.eye(3) * 1e-6, 1e-3, 14, 0.0, 0.5)
+    data = fit.predict(TOKENS)
+    assert open_questions(fit, (None, 0.4), TOKENS, data) == ["the interval of its limit is open"]
+    assert open_questions(fit, (0.1, 0.5), TOKENS, data) == ["its limit is less certain than the range the run covered"]
+    few = TOKENS[:6]  # the last five cannot be asked again
+    assert open_questions(fit, (0.299, 0.301), few, data[:6]) == []

@@ -44,7 +44,7 @@ def both(lm: ds.LanguageModel, prompts: list[str], **options: object) -> tuple[d
 def test_diffusion_commits_the_same_tokens_in_the_same_steps(device: str, cache: str, rule: dict) -> None:
     lm = ds.load("tiny-diffusion", device=device, dtype="float32")
     for prompts in PROMPTS:
-        plain, graphed = both(lm, list(prompts), gen_length=16, block_length=8, cache=cache, **rule)
+        plain, graphed = both(lm, list(prompts), gen_length=8, block_length=4, cache=cache, **rule)
         assert torch.equal(plain.ids, graphed.ids)
         assert torch.equal(plain.commit_step, graphed.commit_step)
         assert plain.forward_passes == graphed.forward_passes
@@ -55,7 +55,7 @@ def test_diffusion_commits_the_same_tokens_in_the_same_steps(device: str, cache:
 def test_autoregressive_commits_the_same_tokens(device: str, stop_at_eos: bool) -> None:
     lm = ds.load("tiny-ar", device=device, dtype="float32")
     for prompts in PROMPTS:
-        plain, graphed = both(lm, list(prompts), gen_length=24, stop_at_eos=stop_at_eos)
+        plain, graphed = both(lm, list(prompts), gen_length=12, stop_at_eos=stop_at_eos)
         assert torch.equal(plain.ids, graphed.ids)
         assert torch.equal(plain.commit_step, graphed.commit_step)
         assert plain.forward_passes == graphed.forward_passes
@@ -93,9 +93,9 @@ def test_mixtures_of_experts_are_captured_in_any_precision(kind: str, device: st
 @pytest.mark.parametrize("name", ["tiny-diffusion", "tiny-ar"])
 def test_rows_end_alike(name: str, stop_at_eos: bool) -> None:
     lm = ds.load(name, dtype="float32")
-    some = int(ds.generate(lm, PROMPTS[0], sampler=ds.SamplerConfig(gen_length=16, block_length=8)).ids[0, -10])
+    some = int(ds.generate(lm, PROMPTS[0], sampler=ds.SamplerConfig(gen_length=8, block_length=4)).ids[0, -5])
     plain, graphed = both(
-        lm, list(PROMPTS[1]), gen_length=32, block_length=8, stop_at_eos=stop_at_eos, eos_token_id=some
+        lm, list(PROMPTS[1]), gen_length=16, block_length=4, stop_at_eos=stop_at_eos, eos_token_id=some
     )
     assert torch.equal(plain.ids, graphed.ids)
     assert plain.forward_passes == graphed.forward_passes

@@ -12,7 +12,7 @@ from dllm_sparse.types import DllmSparseError, Observer, Step, StepResult
 
 PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10], [11, 12]]
 SAMPLER = ds.SamplerConfig(gen_length=4, block_length=2)
-SCOPED = ds.SparsityConfig(p=0.7, scope="sequence")
+SCOPED = ds.SparsityConfig(p=0.7, scope="sequence", sites="intermediate")
 
 
 class StopAt(Observer):

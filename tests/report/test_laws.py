@@ -58,16 +58,16 @@ def test_published_coefficients_come_back_within_their_stated_uncertainty(form: 
 def test_scale_and_shape_are_tested_where_the_runs_allow_it() -> None:
     shapes = [8.0, 32.0, 64.0, 128.0, 256.0]
     points = [
-        LawPoint(f"shape {r}", d, 0.05 + 4e-4 * min(r, 114) + 0.1 / d, "diffusion", "silu", 1e6, r)
+        LawPoint(f"shape {r}", d, 0.05 + 4e-4 * min(r, 114) - 0.04 / d, "diffusion", "silu", 1e6, r)
         for r in shapes
         for d in TOKENS[:6].tolist()
     ]
-    value = activation_laws(points, samples=0).value
+    value = activation_laws(points, "silu", samples=0).value
     (fit,) = value["width_depth"]
     assert fit["bottleneck"] == pytest.approx(114, rel=0.05)
     assert fit["values"]["width_depth"] == shapes
     assert value["scale"] == []  # one size only
-    scale = activation_laws(synthetic("silu", ["0.1B", "0.8B"]), samples=0).value["scale"]
+    scale = activation_laws(synthetic("silu", ["0.1B", "0.8B"]), "silu", samples=0).value["scale"]
     assert [(test["kind"], test["activation"], test["runs"]) for test in scale] == [("autoregressive", "silu", 2)]
     assert scale[0]["per_decade"] == pytest.approx((0.383 - 0.409) / np.log10(7.60e8 / 1.08e8), abs=0.01)
 
