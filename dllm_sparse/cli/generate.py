@@ -130,6 +130,8 @@ def generate(
     batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
     _check(output, lm, batches, sampler, chat=use_chat)
     dense = p is None and schedule is None
+    if dense and sparsity != SparsityConfig(p=IDENTITY[rule], rule=rule):
+        output.warn("without --p or --p-schedule nothing is masked; the other sparsity options do nothing")
     config = {"model": model, "sampler": sampler.to_dict(), "sparsity": None if dense else sparsity.to_dict()}
     results: list[Generation] = []
     try:

@@ -57,7 +57,7 @@ def sparse_products(device: torch.device) -> str:
 def interpreted(device: torch.device) -> str:
     """The GPU kernels in Triton's interpreter against their twins, in a process of its own: it is chosen at import."""
     if not triton_installed():
-        raise NotHere("triton is not installed (pip install 'dllm-sparse[triton]')")
+        raise NotHere("triton is not installed (pip install triton)")
     command = [sys.executable, "-m", "dllm_sparse.doctor.interpreted"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(

@@ -142,7 +142,7 @@ def _import_manager() -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UsageError("tasks need lm-eval: pip install 'dllm-sparse[eval]'") from error
+        raise UsageError("tasks need lm-eval: pip install lm-eval") from error
     return TaskManager
 
 

@@ -96,7 +96,7 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
         given = str(dtype).removeprefix("torch.")
         raise BackendUnavailable(f"backend 'triton' needs bfloat16 or float16 weights, not {given}; use --backend auto")
     if not triton_installed():
-        raise BackendUnavailable("backend 'triton' needs the package triton (pip install 'dllm-sparse[triton]')")
+        raise BackendUnavailable("backend 'triton' needs the package triton (pip install triton)")
     return "triton"
 
 

@@ -67,7 +67,8 @@ def _sentences(value: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> I
     sites = {row["site"] for row in rows if row["task"] == "average"}
     for row in rows:
         if row["task"] == "average" or row["site"] not in sites:
-            yield f"{row['site']}, {row['task']}: {_span(row, 'element')} of the entries"
+            beware = f". Beware: {row['flags']}" if row["flags"] else ""
+            yield f"{row['site']}, {row['task']}: {_span(row, 'element')} of the entries{beware}"
 
 
 def _span(row: Mapping[str, Any], average: str) -> str:

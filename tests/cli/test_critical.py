@@ -31,6 +31,10 @@ def test_one_model_prints_a_table_and_writes_files(
         assert str(tmp_path / name) in answer.stdout
     page = (tmp_path / "critical-sparsity.html").read_text()
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in page
+    with (tmp_path / "critical-sparsity.csv").open() as file:
+        doubts = {row["flags"] for row in csv.DictReader(file)}
+    assert doubts != {""}
+    assert any(f"Beware: {doubt}" in page for doubt in doubts)
     with (tmp_path / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["p"]) for row in rows] == [1.0, 0.9, 0.6]

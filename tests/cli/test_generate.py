@@ -144,6 +144,13 @@ def test_no_p_is_dense_and_so_is_the_identity(cli: Cli, toy: Path, rule: str) ->
     assert identity["ids"] == dense["ids"]
 
 
+def test_sparsity_options_without_p_are_said_to_do_nothing(cli: Cli, toy: Path) -> None:
+    call = ("generate", "--model", toy, *prompt_options(), *SHORT, "--quiet")
+    assert "nothing is masked" in cli(*call, "--sites", "input").stderr
+    for given in ((), ("--sites", "input", "--p", 0.9), ("--p-schedule", "0:0.9,1:0.8", "--scope", "sequence")):
+        assert "nothing is masked" not in cli(*call, *given).stderr
+
+
 def test_prompts_from_files_and_stdin(cli: Cli, toy: Path, tmp_path: Path) -> None:
     expected = cli("generate", "--model", toy, *prompt_options(), *SHORT, "--quiet").stdout
     (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
