@@ -10,11 +10,11 @@ Monte-Carlo likelihood of 135M parameters takes seconds on a CPU.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from twins_comparison import slim
 
 import dllm_sparse as ds
 from dllm_sparse.files import write_json
@@ -55,19 +55,6 @@ def main() -> None:
             print(f"{name}: {line}")
     if asked.summary is not None:
         write_json(asked.summary, summary)
-
-
-def slim(value: dict[str, Any]) -> dict[str, Any]:
-    """The result without layers and token classes of every point."""
-    copy: dict[str, Any] = json.loads(json.dumps(value))
-    for sites in copy["results"].values():
-        for site in sites.values():
-            for task in site["tasks"].values():
-                for point in task["points"]:
-                    point["exploitable"] = {
-                        group: found["ffn_speedup_bound"] for group, found in point["exploitable"].items()
-                    }
-    return copy
 
 
 if __name__ == "__main__":
