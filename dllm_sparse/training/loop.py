@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,18 +22,19 @@ from dllm_sparse.files import write_json
 from dllm_sparse.models.export import export_model
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from dllm_sparse.training.data import Prepared, rows_at
+from dllm_sparse.training.data import Prepared
+from dllm_sparse.training.examples import draw_example, held_out_examples
 from dllm_sparse.training.graphs import GraphedMicroBatch, allocate_gradients
 from dllm_sparse.training.log import append_log, draw_losses, rewind_log
 from dllm_sparse.training.model import LossModel, initialise
-from dllm_sparse.training.objectives import Example, masked_diffusion, next_token
-from dllm_sparse.training.recipe import Mix, OptimiserRecipe, Recipe
+from dllm_sparse.training.objectives import Example
+from dllm_sparse.training.optimiser import learning_rate, optimiser_of
+from dllm_sparse.training.recipe import Recipe
 from dllm_sparse.training.snapshots import save_snapshot
 from dllm_sparse.training.tokenizer import SPECIAL_TOKENS
 from dllm_sparse.types import DllmSparseError, Kind, UsageError
 
 LOG_EVERY = 20
-HELD_OUT_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +47,6 @@ class Progress:
     tokens_per_second: float
     seconds_left: float
     held_out_loss: float | None
-
-
-def learning_rate(step: int, steps: int, recipe: OptimiserRecipe) -> float:
-    """Linear warmup, then cosine decay to `final_fraction` of the peak at the last step; `step` counts from 0."""
-    if step < recipe.warmup_steps:
-        return recipe.peak_rate * (step + 1) / recipe.warmup_steps
-    progress = (step - recipe.warmup_steps) / max(1, steps - recipe.warmup_steps)
-    floor = recipe.final_fraction
-    return recipe.peak_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def draw_example(recipe: Recipe, kind: Kind, prepared: Prepared, entry: int, mix: Mix, step: int) -> Example:
-    """The corrupted micro-batch number `entry` of a step, over all processes; the rows do not depend on `kind`."""
-    source = "skills" if mix.source == "skills" else "train"
-    rows = rows_at(prepared.sets[source], mix, recipe.seed, entry, step, prepared.special["eos"])
-    if kind == "autoregressive":
-        return next_token(*rows)
-    rng = np.random.default_rng((recipe.seed, entry, step))
-    options: dict[str, Any] = {"prefix_share": mix.prefix_share, "min_time": recipe.min_time}
-    return masked_diffusion(*rows, mask_token_id=prepared.special["mask"], rng=rng, **options)
 
 
 class Trainer:
@@ -96,7 +76,7 @@ class Trainer:
         self.transformer = Transformer(recipe.transformer_config(kind, prepared.special))
         initialise(self.transformer, recipe.seed)
         self.transformer.to(self.accelerator.device)
-        optimiser = _optimiser(self.transformer, recipe.optimiser, fused=gpu)
+        optimiser = optimiser_of(self.transformer, recipe.optimiser, fused=gpu)
         self.step, self.seconds = self._resume(optimiser)
         self.model, self.optimiser = self.accelerator.prepare(LossModel(self.transformer, compiled), optimiser)
         self.graphs: list[GraphedMicroBatch] = []
@@ -201,16 +181,9 @@ class Trainer:
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """Nats a token on held-out documents, the same rows and masks every time; a bound for diffusion."""
-        mix = self.recipe.mix[0]
-        documents = self.prepared.sets["held_out"]
         total, weight = 0.0, 0.0
         with torch.compiler.set_stance("force_eager"):
-            for step in range(max(1, HELD_OUT_ROWS // mix.rows)):
-                rows = rows_at(documents, mix, 0, 0, step, self.prepared.special["eos"])
-                rng = np.random.default_rng((0, step))
-                mask = self.prepared.special["mask"]
-                ar = self.kind == "autoregressive"
-                example = next_token(*rows) if ar else masked_diffusion(*rows, mask_token_id=mask, rng=rng)
+            for example in held_out_examples(self.recipe, self.kind, self.prepared):
                 total += float(self._forward(example))
                 weight += example.normaliser
         return total / weight
@@ -262,12 +235,3 @@ class Trainer:
         )
         log = rewind_log(self.folder / "log.jsonl", self.step)
         return [model, draw_losses({self.kind: log}, self.folder / "loss.png"), self.folder / "log.jsonl"]
-
-
-def _optimiser(transformer: Transformer, recipe: OptimiserRecipe, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves norms alone."""
-    matrices = [parameter for parameter in transformer.parameters() if parameter.dim() >= 2]
-    vectors = [parameter for parameter in transformer.parameters() if parameter.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    betas = (recipe.beta1, recipe.beta2)
-    return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=betas, eps=1e-8, fused=fused)

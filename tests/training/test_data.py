@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dllm_sparse.training import corpus, held_out
 from dllm_sparse.training.data import Prepared, load_prepared, prepared_for, rows_at
-from dllm_sparse.training.loop import draw_example
+from dllm_sparse.training.examples import draw_example
 from dllm_sparse.training.recipe import Mix, Recipe, load_recipe
 from dllm_sparse.types import UsageError
 

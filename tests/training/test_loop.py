@@ -19,7 +19,8 @@ import dllm_sparse as ds
 from dllm_sparse.training.checkpoints import latest_checkpoint
 from dllm_sparse.training.data import Prepared
 from dllm_sparse.training.log import read_log
-from dllm_sparse.training.loop import Progress, Trainer, learning_rate
+from dllm_sparse.training.loop import Progress, Trainer
+from dllm_sparse.training.optimiser import learning_rate
 from dllm_sparse.training.recipe import Recipe, load_recipe
 from dllm_sparse.types import Kind, UsageError
 from tests.docs.tables import fields, sections
