@@ -149,8 +149,8 @@ class SamplerConfig:
                 self._refuse(_SAMPLING_OPTIONS, f"remasking {self.remasking!r}", ", ".join(_TIMESTEP_RULES))
             self.check_blocks()
             return self
-        own = replace(self, block_length=model.block_length)
         self._check_block_causal(model.block_length)
+        own = replace(self, block_length=model.block_length)
         own._check_steps()
         return own
 
