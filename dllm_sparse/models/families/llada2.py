@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from dllm_sparse.models.families.family import Alias, Family, KeyMap
+from dllm_sparse.models.families.llada_moe import EXPERT_KEYS
 from dllm_sparse.models.families.llama import LLAMA_FIELDS
 
 LLADA2_KEYS: KeyMap = MappingProxyType(
@@ -24,11 +25,8 @@ LLADA2_KEYS: KeyMap = MappingProxyType(
         "model.layers.{i}.mlp.gate_proj.weight": "blocks.{i}.ffn.gate_up_proj.weight#0",
         "model.layers.{i}.mlp.up_proj.weight": "blocks.{i}.ffn.gate_up_proj.weight#1",
         "model.layers.{i}.mlp.down_proj.weight": "blocks.{i}.ffn.down_proj.weight",
-        "model.layers.{i}.mlp.gate.weight": "blocks.{i}.ffn.router.weight",
+        **EXPERT_KEYS,
         "model.layers.{i}.mlp.gate.expert_bias": "blocks.{i}.ffn.router.bias",
-        "model.layers.{i}.mlp.experts.{e}.gate_proj.weight": "blocks.{i}.ffn.experts.gate_up_proj[{e}]#0",
-        "model.layers.{i}.mlp.experts.{e}.up_proj.weight": "blocks.{i}.ffn.experts.gate_up_proj[{e}]#1",
-        "model.layers.{i}.mlp.experts.{e}.down_proj.weight": "blocks.{i}.ffn.experts.down_proj[{e}]",
         "model.layers.{i}.mlp.shared_experts.gate_proj.weight": "blocks.{i}.ffn.shared.gate_up_proj.weight#0",
         "model.layers.{i}.mlp.shared_experts.up_proj.weight": "blocks.{i}.ffn.shared.gate_up_proj.weight#1",
         "model.layers.{i}.mlp.shared_experts.down_proj.weight": "blocks.{i}.ffn.shared.down_proj.weight",

@@ -8,13 +8,19 @@ from types import MappingProxyType
 from dllm_sparse.models.families.family import Alias, Family, KeyMap
 from dllm_sparse.models.families.llama import LLAMA_FIELDS, LLAMA_KEYS
 
-LLADA_MOE_KEYS: KeyMap = MappingProxyType(
+EXPERT_KEYS: KeyMap = MappingProxyType(
     {
-        **{key: target for key, target in LLAMA_KEYS.items() if ".mlp." not in key and not key.endswith(".bias")},
         "model.layers.{i}.mlp.gate.weight": "blocks.{i}.ffn.router.weight",
         "model.layers.{i}.mlp.experts.{e}.gate_proj.weight": "blocks.{i}.ffn.experts.gate_up_proj[{e}]#0",
         "model.layers.{i}.mlp.experts.{e}.up_proj.weight": "blocks.{i}.ffn.experts.gate_up_proj[{e}]#1",
         "model.layers.{i}.mlp.experts.{e}.down_proj.weight": "blocks.{i}.ffn.experts.down_proj[{e}]",
+    }
+)
+
+LLADA_MOE_KEYS: KeyMap = MappingProxyType(
+    {
+        **{key: target for key, target in LLAMA_KEYS.items() if ".mlp." not in key and not key.endswith(".bias")},
+        **EXPERT_KEYS,
     }
 )
 

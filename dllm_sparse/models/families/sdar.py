@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from dllm_sparse.models.families.family import Alias, Family
 from dllm_sparse.models.families.llada_moe import LLADA_MOE_KEYS
@@ -12,6 +13,9 @@ from dllm_sparse.models.families.llama import LLAMA_FIELDS, LLAMA_KEYS
 SDAR_FIELDS: Mapping[str, str] = MappingProxyType(
     {**LLAMA_FIELDS, "mask_token_id": "mask_token_id", "block_length": "block_size"}
 )
+
+# The chat checkpoints' configs name neither mask nor block; a config that does wins.
+SDAR_DEFAULTS: Mapping[str, Any] = MappingProxyType({"head_dim": 128, "mask_token_id": 151669, "block_length": 4})
 
 SDAR_MIXTURE: Mapping[str, str] = MappingProxyType(
     {
@@ -30,8 +34,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             fields=SDAR_FIELDS,
             keys=LLAMA_KEYS,
             fixed={"qk_norm": True},
-            # The chat checkpoints name neither; a config that does wins.
-            defaults={"head_dim": 128, "mask_token_id": 151669, "block_length": 4},
+            defaults=SDAR_DEFAULTS,
             must_be={"use_sliding_window": (False,)},
         ),
         "sdar_moe": Family(
@@ -41,7 +44,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             keys=LLADA_MOE_KEYS,
             mixture=SDAR_MIXTURE,
             fixed={"qk_norm": True},
-            defaults={"head_dim": 128, "mask_token_id": 151669, "block_length": 4},
+            defaults=SDAR_DEFAULTS,
             must_be={
                 "use_sliding_window": (False,),
                 "attention_bias": (False, None),
