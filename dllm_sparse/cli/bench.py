@@ -44,7 +44,7 @@ def engine(
     repeats: Annotated[int, typer.Option(help="Timed generations.", rich_help_panel=_WORKLOAD)] = 5,
     gen_length: opt.GenLengthOpt = 128,
     steps: opt.StepsOpt = None,
-    block_length: opt.BlockLengthOpt = 32,
+    block_length: opt.BlockLengthOpt = None,
     cfg_scale: opt.CfgScaleOpt = 0.0,
     cache: opt.CacheOpt = "none",
     threshold: opt.ThresholdOpt = None,
@@ -64,6 +64,7 @@ def engine(
     from dllm_sparse.bench.engine import bench_engine
     from dllm_sparse.bench.machine import rates
     from dllm_sparse.bench.workload import EngineWorkload
+    from dllm_sparse.cli.blocks import block_length_or_default, fit
     from dllm_sparse.files import check_folder
     from dllm_sparse.samplers.config import SamplerConfig
 
@@ -71,7 +72,7 @@ def engine(
     sampler = SamplerConfig(
         gen_length=gen_length,
         steps=steps,
-        block_length=block_length,
+        block_length=block_length_or_default(block_length),
         cfg_scale=cfg_scale,
         cache=cache,
         threshold=threshold,
@@ -85,6 +86,7 @@ def engine(
     ]
     check_folder(out)
     lm = load_measured(output, model, shape, device, dtype, revision)
+    fit(lm, sampler, block_length)
     speed = rates(lm.device, lm.dtype)
     output.say(f"{speed.bandwidth / 1e9:,.1f} GB/s, {speed.flops / 1e12:,.2f} TFLOP/s ({speed.source})")
     rows = []

@@ -23,7 +23,7 @@ def sparse(
     prompt_length: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 128,
     repeats: Annotated[int, typer.Option(help="Timed generations.")] = 3,
     gen_length: opt.GenLengthOpt = 128,
-    block_length: opt.BlockLengthOpt = 32,
+    block_length: opt.BlockLengthOpt = None,
     cache: opt.CacheOpt = "none",
     seed: opt.SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
@@ -41,15 +41,18 @@ def sparse(
     from dllm_sparse.bench.machine import rates
     from dllm_sparse.bench.prediction import beside_dense
     from dllm_sparse.bench.workload import EngineWorkload
+    from dllm_sparse.cli.blocks import block_length_or_default, fit
     from dllm_sparse.files import check_folder
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.sparsity.config import SparsityConfig
 
     output = Output(as_json=as_json, quiet=quiet)
-    sampler = SamplerConfig(gen_length=gen_length, block_length=block_length, cache=cache, seed=seed)
+    blocks = block_length_or_default(block_length)
+    sampler = SamplerConfig(gen_length=gen_length, block_length=blocks, cache=cache, seed=seed)
     configs = [SparsityConfig(p=value, where=where) for value in p or (0.5, 0.8)]  # type: ignore[arg-type]
     check_folder(out)
     lm = load_measured(output, model, shape, device, dtype, None)
+    fit(lm, sampler, block_length)
     speed = rates(lm.device, lm.dtype)
     rows = []
     for sparsity in (None, *configs):

@@ -54,7 +54,7 @@ def compare(
     batch_tokens: sweep.BatchTokensOpt = None,
     gen_length: sweep.TaskGenLengthOpt = None,
     steps: opt.StepsOpt = None,
-    block_length: opt.BlockLengthOpt = 32,
+    block_length: opt.BlockLengthOpt = None,
     seed: opt.SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
     dtype: opt.DtypeOpt = "auto",
@@ -101,7 +101,7 @@ def compare(
     more = [opened(name) for name in model or ()]
     for lm in (one, other, *more):
         if lm is not None:
-            sweep.check_sampler(lm, sampler)
+            sweep.check_sampler(lm, sampler, block_length)
     with sweep.SweepProgress(output, first=processes.first) as progress:
         result = run(
             one,

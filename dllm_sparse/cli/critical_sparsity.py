@@ -46,7 +46,7 @@ def critical_sparsity(
     batch_tokens: sweep.BatchTokensOpt = None,
     gen_length: sweep.TaskGenLengthOpt = None,
     steps: opt.StepsOpt = None,
-    block_length: opt.BlockLengthOpt = 32,
+    block_length: opt.BlockLengthOpt = None,
     seed: opt.SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
     dtype: opt.DtypeOpt = "auto",
@@ -93,7 +93,7 @@ def critical_sparsity(
         allow_code=confirm_run_unsafe_code,
     )
     lm = load(model, device=own_device, dtype=dtype, revision=revision, engine=engine)
-    sweep.check_sampler(lm, sampler)
+    sweep.check_sampler(lm, sampler, block_length)
     with sweep.SweepProgress(output, first=processes.first) as progress:
         report = run(
             lm,

@@ -67,7 +67,7 @@ def drift_report(
     ] = None,
     gen_length: opt.GenLengthOpt = 64,
     steps: opt.StepsOpt = None,
-    block_length: opt.BlockLengthOpt = 32,
+    block_length: opt.BlockLengthOpt = None,
     temperature: opt.TemperatureOpt = 0.0,
     cfg_scale: opt.CfgScaleOpt = 0.0,
     remasking: opt.RemaskingOpt = "low_confidence",
@@ -90,14 +90,14 @@ def drift_report(
 
     Example: dllm-sparse drift-report --model llada-8b --p 0.8 --scope sequence --out report
     """
+    from dllm_sparse.cli.blocks import block_length_or_default, fit
     from dllm_sparse.samplers.config import SamplerConfig
-    from dllm_sparse.samplers.loops import fitted
     from dllm_sparse.sparsity.config import SparsityConfig
 
     sampler = SamplerConfig(
         gen_length=gen_length,
         steps=steps,
-        block_length=block_length,
+        block_length=block_length_or_default(block_length),
         temperature=temperature,
         cfg_scale=cfg_scale,
         remasking=remasking,
@@ -113,7 +113,7 @@ def drift_report(
     texts = _prompts(prompts, limit)
     output = Output(as_json=as_json, quiet=quiet)
     lm = open_model(output, model, device, dtype, revision, engine)
-    sampler = fitted(lm, sampler)
+    sampler = fit(lm, sampler, block_length)
     use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
     _run(
         output,

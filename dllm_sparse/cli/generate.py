@@ -45,7 +45,7 @@ def generate(
     backend: opt.BackendOpt = "auto",
     gen_length: opt.GenLengthOpt = 128,
     steps: opt.StepsOpt = None,
-    block_length: opt.BlockLengthOpt = 32,
+    block_length: opt.BlockLengthOpt = None,
     temperature: opt.TemperatureOpt = 0.0,
     cfg_scale: opt.CfgScaleOpt = 0.0,
     remasking: opt.RemaskingOpt = "low_confidence",
@@ -80,17 +80,17 @@ def generate(
 
     Example: dllm-sparse generate --p 0.8 --prompt "Once upon a time"
     """
+    from dllm_sparse.cli.blocks import block_length_or_default, fit
     from dllm_sparse.cli.sparsity import parse_schedule
     from dllm_sparse.files import check_folder
     from dllm_sparse.samplers.config import SamplerConfig
-    from dllm_sparse.samplers.loops import fitted
     from dllm_sparse.sparsity.config import IDENTITY, SparsityConfig
 
     output = Output(as_json=as_json, quiet=quiet)
     sampler = SamplerConfig(
         gen_length=gen_length,
         steps=steps,
-        block_length=block_length,
+        block_length=block_length_or_default(block_length),
         temperature=temperature,
         cfg_scale=cfg_scale,
         remasking=remasking,
@@ -125,7 +125,7 @@ def generate(
     texts = gather_prompts(prompt or [], prompts)
     check_folder(out)  # fails now, not after an hour of decoding
     lm = open_model(output, model, device, dtype, revision, engine)
-    sampler = fitted(lm, sampler)
+    sampler = fit(lm, sampler, block_length)
     use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
     batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
     _check(output, lm, batches, sampler, chat=use_chat)

@@ -64,9 +64,9 @@ BackendOpt = Annotated[
 GenLengthOpt = Annotated[int, typer.Option(help="Tokens to generate.", rich_help_panel=_DECODING)]
 StepsOpt = Annotated[int | None, typer.Option(help="Steps; default one per token.", rich_help_panel=_DECODING)]
 BlockLengthOpt = Annotated[
-    int,
+    int | None,
     typer.Option(
-        help="Tokens per semi-autoregressive block; divides --gen-length. Block-causal models have their own.",
+        help="Tokens per semi-autoregressive block; divides --gen-length. Default 32, or the model's own blocks.",
         rich_help_panel=_DECODING,
     ),
 ]
@@ -85,9 +85,13 @@ AlgTempOpt = Annotated[
 ]
 TopPOpt = Annotated[
     float | None,
-    typer.Option(help="Dream: only the likeliest tokens of this total probability.", rich_help_panel=_DECODING),
+    typer.Option(
+        help="Dream, block-causal: only the likeliest tokens of this total probability.", rich_help_panel=_DECODING
+    ),
 ]
-TopKOpt = Annotated[int | None, typer.Option(help="Dream: only the k likeliest tokens.", rich_help_panel=_DECODING)]
+TopKOpt = Annotated[
+    int | None, typer.Option(help="Dream, block-causal: only the k likeliest tokens.", rich_help_panel=_DECODING)
+]
 EpsOpt = Annotated[
     float, typer.Option(help="Dream: the time at which decoding ends, from 1 down.", rich_help_panel=_DECODING)
 ]

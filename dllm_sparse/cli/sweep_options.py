@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dllm_sparse.cli.blocks import block_length_or_default, fit
 from dllm_sparse.cli.output import Output
 from dllm_sparse.cli.terminal import printable
 from dllm_sparse.types import UsageError
@@ -103,21 +104,24 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
         raise UsageError(f"--layers is {text!r}; expected layer numbers such as 0,3,5") from error
 
 
-def task_sampler(gen_length: int | None, steps: int | None, block_length: int, seed: int) -> SamplerConfig | None:
-    """The decoding of generation tasks, or None to let each task decide its length."""
+def task_sampler(
+    gen_length: int | None, steps: int | None, block_length: int | None, seed: int
+) -> SamplerConfig | None:
+    """The decoding of generation tasks, or None to let each task decide its length; raises UsageError."""
     from dllm_sparse.samplers.config import SamplerConfig
 
     if gen_length is None:
+        if steps is not None or block_length is not None:
+            raise UsageError("--steps and --block-length split a length: give --gen-length, too, or leave them out")
         return None
-    return SamplerConfig(gen_length=gen_length, steps=steps, block_length=block_length, seed=seed)
+    blocks = block_length_or_default(block_length)
+    return SamplerConfig(gen_length=gen_length, steps=steps, block_length=blocks, seed=seed)
 
 
-def check_sampler(lm: LanguageModel, sampler: SamplerConfig | None) -> None:
+def check_sampler(lm: LanguageModel, sampler: SamplerConfig | None, block_length: int | None) -> None:
     """Raises UsageError for what this model cannot decode, before anything is scored."""
-    from dllm_sparse.samplers.loops import fitted
-
     if sampler is not None:
-        fitted(lm, sampler)
+        fit(lm, sampler, block_length)
 
 
 def scoring_options(**values: Any) -> ScoringOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -72,10 +73,11 @@ class CanvasView(Observer):
             if at is None:
                 text.append(_MASK, style="dim")
                 continue
-            colour = _COLOURS[round(at / max(step.total - 1, 1) * (len(_COLOURS) - 1))]
+            # Editing may write tokens after the last planned step, where the fraction stays at 1.
+            colour = _COLOURS[round(replace(step, index=at).fraction * (len(_COLOURS) - 1))]
             style = f"{_ink(colour)} on {colour}" if at < step.index else f"bold reverse {colour}"
             text.append(self._piece(ids[position]), style=style)
-        text.append(f"\nstep {step.index + 1}/{step.total}, block {step.block + 1}", style="dim")
+        text.append(f"\nstep {step.index + 1}/{max(step.total, step.index + 1)}, block {step.block + 1}", style="dim")
         return text
 
     def _piece(self, token: int) -> str:

@@ -46,7 +46,7 @@ class SamplerConfig:
     surer than `threshold`, or where those are fewer its quota of the surest, at least `minimal_topk`.
     `editing_threshold` lets a step rewrite the block's decoded tokens that it is surer about, for up to
     `max_post_steps` more steps once none is masked (LLaDA2.1). `top_k`, then `top_p` restrict the tokens sampled at a
-    temperature; confidence is the probability under that distribution.
+    temperature, and are refused without one; confidence is the probability under that distribution.
 
     Autoregressive: only gen_length, temperature, stop_at_eos, the eos ids, execution and seed are used.
 
@@ -165,6 +165,8 @@ class SamplerConfig:
                 f"block_length is {self.block_length}, but this block-causal model decodes in its own blocks of "
                 f"{block_length} tokens; leave block_length out"
             )
+        if self.temperature == 0:
+            self._refuse(_SAMPLING_OPTIONS, "greedy decoding", "decoding at a temperature above 0")
         if self.editing_threshold is None:
             self._refuse(_EDITING_OPTIONS, "decoding without editing_threshold", "decoding with one, such as 0.9")
 

@@ -29,7 +29,7 @@ from dllm_sparse.samplers.masked_diffusion import check_context
 from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, TokenClass, UsageError
 
 _USED = ("gen_length", "steps", "block_length", "execution", "eos_token_id", "stop_at_eos", "early_block_exit", "seed")
-"""Sampler options with a meaning here; the last but two are always on."""
+"""Sampler options with a meaning here. Ends of text always stop a row, and a canvas that has converged its steps."""
 
 
 def fitted(lm: LanguageModel, config: SamplerConfig) -> SamplerConfig:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import dllm_sparse as ds
+from dllm_sparse.cli.watch import CanvasView
+from dllm_sparse.types import StepResult, TokenClass
 from tests.cli.conftest import Cli
 from tests.families import llada2, write_checkpoint
 from tests.helpers import write_toy_tokenizer
@@ -41,6 +45,7 @@ def test_its_options_reach_the_decoder(cli: Cli, llada2_folder: Path) -> None:
     ("options", "words"),
     [
         (("--block-length", 8), "block_length is 8, but this block-causal model decodes in its own blocks of 4"),
+        (("--block-length", 32), "decodes in blocks of 4 tokens here; leave --block-length out"),
         (("--cache", "dual"), "cache is dual; a block-causal model allows: none"),
         (("--max-post-steps", 3), "max_post_steps is 3, but decoding without editing_threshold"),
         (("--editing-threshold", 1.5), "editing_threshold is 1.5; allowed: 0 to 1"),
@@ -56,11 +61,41 @@ def test_what_it_cannot_do_is_a_usage_error(
     assert words in answer.stderr
 
 
-@pytest.mark.parametrize("command", [("drift-report",), ("critical-sparsity",), ("bench", "engine")])
-def test_every_command_refuses_other_blocks(cli: Cli, llada2_folder: Path, command: tuple[str, ...]) -> None:
-    answer = cli(*command, "--model", llada2_folder, "--gen-length", 8, "--block-length", 8)
+@pytest.mark.parametrize(
+    "command", [("drift-report",), ("critical-sparsity",), ("bench", "engine"), ("bench", "sparse")]
+)
+@pytest.mark.parametrize(("asked", "words"), [(8, "its own blocks of 4 tokens"), (32, "in blocks of 4 tokens here")])
+def test_every_command_refuses_other_blocks(
+    cli: Cli, llada2_folder: Path, command: tuple[str, ...], asked: int, words: str
+) -> None:
+    """Among them the default's length, which gives way to the model's own only where nobody asked for it."""
+    answer = cli(*command, "--model", llada2_folder, "--gen-length", 8, "--block-length", asked)
     assert (answer.code, answer.stdout) == (2, "")
-    assert "its own blocks of 4 tokens" in answer.stderr
+    assert words in answer.stderr
+
+
+def test_dreams_rules_refuse_any_block_but_the_canvas(cli: Cli, toy: Path) -> None:
+    words = ("--gen-length", 64, "--block-length", 32, "--remasking", "entropy")
+    answer = cli("generate", "--model", toy, "--prompt", "abc", *words)
+    assert (answer.code, answer.stdout) == (2, "")
+    assert "--block-length is 32" in answer.stderr
+    assert "decodes in blocks of 64 tokens here" in answer.stderr
+
+
+@pytest.mark.parametrize("option", [("--steps", 4), ("--block-length", 4)])
+def test_sweeps_refuse_to_split_a_length_they_were_not_given(cli: Cli, option: tuple[object, ...]) -> None:
+    answer = cli("critical-sparsity", "--limit", 1, *option)
+    assert (answer.code, answer.stdout) == (2, "")
+    assert "give --gen-length, too" in answer.stderr
+
+
+def test_the_canvas_view_follows_edits_beyond_the_planned_steps(llada: ds.LanguageModel) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=60, record=True)
+    ids, edited = torch.tensor([[5, 6, 7]]), torch.tensor([[False, True, True]])
+    with CanvasView(console, llada) as view:
+        view.on_start(ids, torch.tensor([[TokenClass.PROMPT, TokenClass.MASKED, TokenClass.MASKED]]))
+        view.on_step(ds.Step(6, 4), StepResult(ids, edited))
+    assert "step 7/7" in console.export_text()
 
 
 @pytest.mark.parametrize("options", [("--minimal-topk", 2), ("--editing-threshold", 0.5), ("--max-post-steps", 3)])

@@ -206,6 +206,8 @@ def test_the_rule_for_sure_tokens() -> None:
         ({"steps": 6}, "steps 6 cannot be split over 4 blocks"),
         ({"block_length": 8}, "block_length is 8, but this block-causal model decodes in its own blocks of 4 tokens"),
         ({"max_post_steps": 3}, "max_post_steps is 3, but decoding without editing_threshold does not use it"),
+        ({"top_k": 3}, "top_k is 3, but greedy decoding does not use it"),
+        ({"top_p": 0.9}, "top_p is 0.9, but greedy decoding does not use it"),
         ({"execution": "graph"}, "execution 'graph' cannot run this: a block-causal model"),
     ],
 )
