@@ -54,7 +54,7 @@ def decode(lm: ds.LanguageModel, ids: Tensor, mask: Tensor | None = None, **opti
 def test_cached_blocks_equal_the_plain_model_recomputed(
     prompt: Tensor, options: dict[str, Any], lm: ds.LanguageModel, checkpoint: Checkpoint
 ) -> None:
-    """Neither side shares a line with the other: loops over experts and explicit masks, no cache, no batch."""
+    """The two sides share the schedule alone: here loops over experts and explicit masks, no cache, no batch."""
     config, tensors = checkpoint
     out = decode(lm, prompt[None], **options)
     sampler = ds.SamplerConfig(**options)
