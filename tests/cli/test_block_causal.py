@@ -13,8 +13,9 @@ import dllm_sparse as ds
 from dllm_sparse.cli.watch import CanvasView
 from dllm_sparse.types import StepResult, TokenClass
 from tests.cli.conftest import Cli
-from tests.families import llada2, write_checkpoint
+from tests.families import write_checkpoint
 from tests.helpers import write_toy_tokenizer
+from tests.layouts import llada2
 
 PROMPT = "once upon a time"
 

@@ -11,7 +11,7 @@ import torch
 
 from dllm_sparse.models.checkpoint_config import read_config
 from dllm_sparse.types import CheckpointError
-from tests.families import llada_moe
+from tests.layouts import llada_moe
 
 
 def folder_with(folder: Path, **values: Any) -> Path:

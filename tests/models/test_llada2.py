@@ -17,8 +17,9 @@ from dllm_sparse.models.shapes import SHAPES
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.models.weights import expected_slots
 from dllm_sparse.types import CheckpointError, DllmSparseError
-from tests.families import llada2, llada2_shapes, write_checkpoint
+from tests.families import write_checkpoint
 from tests.helpers import Recorder, random_ids
+from tests.layouts import llada2, llada2_shapes
 from tests.models import plain_moe
 
 BIAS = "model.layers.1.mlp.gate.expert_bias"

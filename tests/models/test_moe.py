@@ -13,8 +13,9 @@ from dllm_sparse.kernels.routing import RouterRule, choose_experts, sort_pairs
 from dllm_sparse.models.config import MoEConfig
 from dllm_sparse.models.moe import MoEFeedForward
 from dllm_sparse.types import CheckpointError, DllmSparseError, UsageError
-from tests.families import llada_moe, write_checkpoint
+from tests.families import write_checkpoint
 from tests.helpers import random_ids, tiny_lm
+from tests.layouts import llada_moe
 from tests.models import plain_moe
 
 SOFTMAX = MoEConfig(experts=6, experts_per_token=2, expert_width=10)

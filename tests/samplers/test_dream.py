@@ -13,70 +13,14 @@ from torch import Tensor
 import dllm_sparse as ds
 from dllm_sparse.types import NonFiniteActivations, UsageError
 from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
+from tests.samplers.plain_dream import MASK, plain_dream, plain_fast_dllm, shifted
 
-MASK, GEN = 39, 12
+GEN = 12
 PROMPTS = [random_ids(1, length, seed=length)[0] for length in (7, 4, 1)]
 
 
 def dream_lm(seed: int = 0, **facts: Any) -> ds.LanguageModel:
     return tiny_lm(seed=seed, qkv_bias=True, logit_shift=1, text_positions=True, **facts)
-
-
-def shifted(logits: Tensor) -> Tensor:
-    return torch.cat((logits[:, :1], logits[:, :-1]), dim=1)
-
-
-def sample(logits: Tensor, config: ds.SamplerConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Tokens and confidences of rows [N, V], token by token."""
-    tokens, sure = [], []
-    noise = torch.empty(logits.shape).exponential_(generator=generator) if config.temperature > 0 else None
-    for number, row in enumerate(logits):
-        row = row / config.temperature if config.temperature > 0 else row
-        odds = row.softmax(-1)
-        if config.top_p is not None:
-            kept, mass = [], 0.0
-            for token in odds.argsort(descending=True).tolist():
-                if mass > config.top_p:
-                    break
-                kept.append(token)
-                mass += float(odds[token])
-            row = torch.full_like(row, -torch.inf).index_put((torch.tensor(kept),), row[kept])
-        if config.top_k is not None:
-            row = row.masked_fill(row < row.sort(descending=True).values[config.top_k - 1], -torch.inf)
-        odds = row.softmax(-1)
-        token = int((odds if noise is None else odds / noise[number]).argmax())
-        best = odds.sort(descending=True).values
-        measures = {"topk_margin": best[0] - best[1], "entropy": (odds * (odds + 1e-10).log()).sum()}
-        tokens.append(token)
-        sure.append(float(measures.get(config.remasking, odds[token])))
-    return torch.tensor(tokens, dtype=torch.int64), torch.tensor(sure)
-
-
-def plain_dream(lm: ds.LanguageModel, prompt: Tensor, mask: Tensor, config: ds.SamplerConfig) -> Tensor:
-    """Dream's sampler as its code states it: the whole canvas at every time, ids [B, L] at the end."""
-    generator = torch.Generator().manual_seed(config.seed)
-    steps = config.steps or config.gen_length
-    x = torch.cat((prompt, torch.full((len(prompt), config.gen_length), MASK)), dim=1)
-    mask = torch.cat((mask, torch.ones(len(prompt), config.gen_length, dtype=torch.int64)), dim=1)
-    times = torch.linspace(1, config.eps, steps + 1)
-    for index in range(steps):
-        share = 1 - times[index + 1] / times[index] if index < steps - 1 else torch.tensor(1.0)
-        logits, masked = shifted(lm.logits(x, mask)), x == MASK
-        if config.remasking == "origin":
-            chosen = masked.clone()
-            chosen[masked] = torch.rand(int(masked.sum()), generator=generator) < share
-            x[chosen] = sample(logits[chosen], config, generator)[0]
-            continue
-        tokens, sure = torch.full_like(x, MASK), torch.full(x.shape, -torch.inf)
-        tokens[masked], sure[masked] = sample(logits[masked], config, generator)
-        count = int(masked.sum() / len(x) * share)
-        if config.alg_temp > 0 and count:
-            weights = (sure / config.alg_temp).softmax(-1)
-            sure = torch.where(masked, weights / torch.empty(x.shape).exponential_(generator=generator), -torch.inf)
-        for row in range(len(x)):
-            chosen_places = sure[row].topk(count).indices
-            x[row, chosen_places] = tokens[row, chosen_places]
-    return x
 
 
 dream_options = st.fixed_dictionaries(
@@ -106,44 +50,6 @@ def test_the_loop_is_dream_restated(values: dict[str, Any], prompts: list[Tensor
     assert out.forward_passes == (values["steps"] or GEN)
     assert not bool((out.ids == MASK).any())
     assert torch.equal(out.ids[:, : ids.shape[1]], ids)
-
-
-def plain_fast_dllm(lm: ds.LanguageModel, prompt: Tensor, config: ds.SamplerConfig) -> tuple[Tensor, int]:
-    """Blocks with caches for shifted logits: the full forward commits the first position, cached ones the others.
-
-    Kept keys and values are restated without a cache: a cached forward attends to a stale canvas, so the transformer's
-    own cache is used, but every window, shift and choice is written out. Returns ids and forwards.
-    """
-    x = torch.cat((prompt, torch.full((1, config.gen_length), MASK)), dim=1)
-    forwards, length = 0, config.block_length
-    for begin in range(prompt.shape[1], x.shape[1], length):
-        end = begin + length
-        cache = lm.transformer.new_cache(1, x.shape[1])
-        x[0, begin] = shifted(lm.transformer(x, cache=cache))[0, begin].argmax()
-        forwards += 1
-        stop = end if config.cache == "dual" else x.shape[1]
-        times = torch.linspace(1, config.eps, config.steps_per_block + 1)
-        for index in range(1, config.steps_per_block):
-            masked = x[0, begin:end] == MASK
-            if not bool(masked.any()):
-                break
-            logits = shifted(lm.transformer(x[:, begin:stop], start=begin, cache=cache))[0, :length]
-            forwards += 1
-            sure, tokens = logits.softmax(-1).max(-1)
-            if config.remasking == "entropy":
-                sure = (logits.softmax(-1) * (logits.softmax(-1) + 1e-10).log()).sum(-1)
-            sure = torch.where(masked, sure, -torch.inf)
-            if config.threshold is not None:
-                chosen = (sure >= config.threshold) | (sure == sure.max())
-            elif config.by_timesteps:
-                last = index == config.steps_per_block - 1
-                count = int(masked.sum() * (1 if last else 1 - times[index + 1] / times[index]))
-                chosen = torch.zeros_like(masked).index_fill(0, sure.topk(count).indices, True)
-            else:
-                share, extra = divmod(length - 1, config.steps_per_block - 1)
-                chosen = torch.zeros_like(masked).index_fill(0, sure.topk(share + (index <= extra)).indices, True)
-            x[0, begin:end] = torch.where(chosen, tokens, x[0, begin:end])
-    return x, forwards
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])

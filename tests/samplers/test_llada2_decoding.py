@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import dllm_sparse as ds
-from tests.families import Checkpoint, llada2, write_checkpoint
+from tests.families import write_checkpoint
 from tests.helpers import Recorder, left_padded, random_ids
+from tests.layouts import Checkpoint, llada2
 from tests.models import plain_moe
 from tests.samplers.plain_blocks import recompute
 
