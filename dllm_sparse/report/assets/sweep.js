@@ -50,7 +50,7 @@
         "grid maximum": percent(found.grid_max.value), "lower bound only": found.censored ? "yes" : "" };
     }).filter((row) => row.critical !== null);
     const node = frame(width, {
-      height: 60 + 34 * sweep.sites.length * Math.max(1, sweep.models.length / 2), marginLeft: 110, marginRight: 90,
+      height: 60 + sweep.sites.length * (14 + 22 * sweep.models.length), marginLeft: 110, marginRight: 90,
       x: { label: "critical sparsity (% of entries) →", domain: [0, 100], grid: true },
       y: { label: null, domain: sweep.models }, fy: { label: null, domain: sweep.sites },
       marks: [
