@@ -15,13 +15,15 @@ _EXPECTED = {bool: "true or false", int: "a whole number", float: "a finite numb
 def check_fields(config: object) -> None:
     """Raises UsageError for the first field of a dataclass whose value is not of the annotated type.
 
-    True is no number, numbers are finite and whole ones fit 64 bits, an integer may stand for a float, a list for a
-    tuple. What is annotated otherwise (functions, other dataclasses) is left to the class.
+    True is no number, numbers are finite and whole ones fit 64 bits, a list may stand for a tuple. An integer may stand
+    for a float and becomes one, however large. What is annotated otherwise (functions, dataclasses) is left alone.
     """
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not _fits(kind, value):
             raise UsageError(f"{name} is {repr(value)[:80]}; {_expected(kind)}")
+        if isinstance(value, int) and not isinstance(value, bool) and float in (kind, *get_args(kind)):
+            object.__setattr__(config, name, float(value))
 
 
 def _fits(kind: Any, value: object) -> bool:

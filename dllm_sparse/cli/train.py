@@ -72,6 +72,7 @@ def train(
     """Train a small diffusion or autoregressive model; the same command again continues after an interruption."""
     import torch
 
+    from dllm_sparse.files import check_folder
     from dllm_sparse.training.loop import Trainer
     from dllm_sparse.training.recipe import load_recipe
     from dllm_sparse.training.snapshots import log_spaced
@@ -79,6 +80,7 @@ def train(
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda was asked for, but torch sees no CUDA GPU; use --device cpu")
     output = Output(as_json=json, quiet=quiet)
+    check_folder(out)
     sizes = {"model_width": width, "model_layers": layers, "model_heads": heads, "model_ffn_width": ffn_width}
     chosen = load_recipe(recipe, steps=steps, seed=seed, model_activation=activation, **sizes)
     gpu = device != "cpu" and torch.cuda.is_available()

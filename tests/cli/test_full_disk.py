@@ -66,6 +66,7 @@ def test_a_full_disk_costs_nothing_that_was_finished(cli: Cli, tmp_path: Path, n
         ("layers", "--windows", "2"),
         ("cett", "--windows", "2"),
         ("laws", "--published"),
+        ("train",),
         ("bench", "engine", "--repeats", "1", "--gen-length", "4", "--block-length", "4"),
         ("bench", "sparse", "--repeats", "1", "--gen-length", "4", "--block-length", "4"),
     ],
