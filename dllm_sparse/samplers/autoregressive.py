@@ -15,6 +15,7 @@ from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.graph_buffers import kept_graphs, on_device
 from dllm_sparse.samplers.graph_steps import graphable
 from dllm_sparse.samplers.masked_diffusion import check_context
+from dllm_sparse.samplers.remasking import end_of_text, ends_of_text
 from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, TokenClass
 
 
@@ -201,8 +202,5 @@ class _Loop:
 
 def _end_ids(lm: LanguageModel, config: SamplerConfig) -> tuple[Tensor, int]:
     """The ids that end a row, and the id finished rows are filled with."""
-    eos = config.eos_token_id if config.eos_token_id is not None else lm.config.eos_token_id
-    own = lm.config.stop_token_ids if config.eos_token_id is None else ()
-    ids = [token for token in (eos, *own) if token is not None]
-    fill = next((token for token in (lm.config.pad_token_id, eos) if token is not None), 0)
-    return torch.tensor(ids, dtype=torch.int64, device=lm.device), fill
+    fill = next((token for token in (lm.config.pad_token_id, end_of_text(lm, config)) if token is not None), 0)
+    return torch.tensor(ends_of_text(lm, config), dtype=torch.int64, device=lm.device), fill

@@ -131,11 +131,11 @@ class _Loop(Steps):
             posts[editing & ~edited] = self.block_rule.most_posts  # nothing left to edit
 
     def end_rows(self, block: int) -> bool:
-        """Ends rows that hold an EOS, what is still masked being filled with it; True once all have ended."""
-        canvas = self.canvas
-        ended = canvas.end_rows(self.rule.eos, self.layout.window(block).stop)
-        # The window of a padded batch ends behind the block of some rows.
-        canvas.ids[canvas.ended[:, None] & (canvas.ids == canvas.mask_id)] = self.rule.eos or 0
+        """Ends rows that hold an end of text, what is still masked being filled with it; True once all have ended."""
+        canvas, ends = self.canvas, self.rule.ends
+        ended = canvas.end_rows(ends, self.layout.window(block).stop)
+        if ends:  # the window of a padded batch ends behind the block of some rows
+            canvas.ids[canvas.ended[:, None] & (canvas.ids == canvas.mask_id)] = ends[0]
         return ended
 
     def _step(self, block: int) -> Step:

@@ -69,15 +69,16 @@ class Canvas:
     def _per_row(self) -> list[tuple[str, Tensor]]:
         return [(name, values) for name, values in vars(self).items() if isinstance(values, Tensor)]
 
-    def end_rows(self, eos: int | None, end: int) -> bool:
-        """Ends rows with an EOS among what was generated before position `end`; True once all have ended.
+    def end_rows(self, ends: tuple[int, ...], end: int) -> bool:
+        """Ends rows with one of `ends` among what was generated before position `end`; True once all have ended.
 
-        Behind `end` they are filled with EOS, as if each were decoded alone.
+        Behind `end` they are filled with the first of `ends`, as if each were decoded alone.
         """
-        if eos is None:
+        if not ends:
             return False
-        self.ended |= (self.ids[:, self.prompt_length : end] == eos).any(-1)
-        self.ids[:, end:].masked_fill_(self.ended[:, None], eos)
+        generated = self.ids[:, self.prompt_length : end]
+        self.ended |= torch.isin(generated, torch.tensor(ends, device=generated.device)).any(-1)
+        self.ids[:, end:].masked_fill_(self.ended[:, None], ends[0])
         return bool(self.ended.all())
 
     def token_class(self) -> Tensor:

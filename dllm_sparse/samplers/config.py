@@ -50,8 +50,8 @@ class SamplerConfig:
 
     Autoregressive: only gen_length, temperature, stop_at_eos, the eos ids, execution and seed are used.
 
-    Extras that are off by default: `stop_at_eos` ends a row that holds an EOS in its finished blocks (what follows is
-    filled with EOS, or with the pad id by an autoregressive model) and a generation once every row has ended;
+    Extras that are off by default: `stop_at_eos` ends a row that holds an end of text in its finished blocks (what
+    follows is filled with EOS, or with the pad id by an autoregressive model) and a generation once all rows have;
     `early_block_exit` skips the forwards of a block that has no mask left. `execution` says how forwards are executed:
     "eager" layer by layer, "graph" as captured CUDA graphs with fused layers, "auto" the faster one that can.
     Raises UsageError for impossible values.

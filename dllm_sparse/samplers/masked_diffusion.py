@@ -16,7 +16,7 @@ from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.graph_buffers import kept_graphs, on_device
 from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable
-from dllm_sparse.samplers.remasking import end_of_text, leads, rule_of
+from dllm_sparse.samplers.remasking import ends_of_text, leads, rule_of
 from dllm_sparse.samplers.schedule import transfer_counts
 from dllm_sparse.samplers.steps import Steps
 from dllm_sparse.types import Observers, Step, UsageError
@@ -56,7 +56,7 @@ def denoise(
     for block in range(config.blocks):
         loop.run_block(block)
         loop.gather()
-        if config.stop_at_eos and canvas.end_rows(loop.rule.eos, block_end(canvas, config, block)):
+        if config.stop_at_eos and canvas.end_rows(loop.rule.ends, block_end(canvas, config, block)):
             break
     return Decoded(canvas.ids, loop.forwards, canvas.commit_step)
 
@@ -94,7 +94,7 @@ class _GraphLoop:
     ) -> None:
         self.clocks = [observer for observer in observers if isinstance(observer, StepClock)]
         self.canvas, self.config, self.masking = canvas, config, masking
-        self.eos, self.lead = end_of_text(lm, config), leads(lm, config)
+        self.ends, self.lead = ends_of_text(lm, config), leads(lm, config)
         rules = (config.cache, config.block_length, config.threshold, config.factor, config.confidence_dtype)
         key = ("diffusion", tuple(canvas.ids.shape), canvas.padded, rules, masking.graph_key() if masking else None)
         ffn = masking.graph_ffn if masking else None
@@ -111,7 +111,7 @@ class _GraphLoop:
             self._run_block(block)
             if config.stop_at_eos:
                 graphs.store(canvas)
-                if canvas.end_rows(self.eos, block_end(canvas, config, block)):
+                if canvas.end_rows(self.ends, block_end(canvas, config, block)):
                     break
                 graphs.take(canvas)
                 self.ended = canvas.ended.tolist()

@@ -32,6 +32,12 @@ def end_of_text(lm: LanguageModel, config: SamplerConfig) -> int | None:
     return config.eos_token_id if config.eos_token_id is not None else lm.config.eos_token_id
 
 
+def ends_of_text(lm: LanguageModel, config: SamplerConfig) -> tuple[int, ...]:
+    """The ids that end a row, `end_of_text` first: the sampler's alone, else all of the model's (chat models)."""
+    own = lm.config.stop_token_ids if config.eos_token_id is None else ()
+    return tuple(token for token in (end_of_text(lm, config), *own) if token is not None)
+
+
 def leads(lm: LanguageModel, config: SamplerConfig) -> bool:
     """Whether the first forward of a block decides the block's first position alone.
 
@@ -86,7 +92,7 @@ class Rule:
     def __init__(self, lm: LanguageModel, config: SamplerConfig) -> None:
         self.config, self.lead = config, leads(lm, config)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.eos = end_of_text(lm, config)
+        self.eos, self.ends = end_of_text(lm, config), ends_of_text(lm, config)
         self.eot = config.eot_token_id if config.eot_token_id is not None else lm.config.eot_token_id
 
     def start_block(self, masks: list[int]) -> None:

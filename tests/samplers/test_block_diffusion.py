@@ -66,6 +66,21 @@ def test_the_loop_is_the_procedure_restated(
     assert out.commit_step.shape == (1, generated)
 
 
+@pytest.mark.parametrize("facts", [{}, {"block_length": 4}])
+def test_every_end_of_text_of_a_model_ends_its_rows(facts: dict[str, Any]) -> None:
+    """As a chat model's two do; an id among the options is the only one. In blocks of 4 with and without a cache."""
+    prompt, values = PROMPTS[0][None, :12], {"gen_length": 16, "block_length": 4}
+    whole = run(tiny_lm(**facts), prompt, **values)
+    written = int(whole.ids[0, 12])
+    lm = tiny_lm(**facts, stop_token_ids=(written,))
+    stopped = run(lm, prompt, stop_at_eos=True, **values)
+    assert torch.equal(stopped.ids[0, :16], whole.ids[0, :16])
+    assert (stopped.ids[0, 16:] == EOS).all()
+    assert stopped.forward_passes < whole.forward_passes
+    assert 36 not in whole.ids[0, 12:]
+    assert torch.equal(run(lm, prompt, stop_at_eos=True, eos_token_id=36, **values).ids, whole.ids)
+
+
 @pytest.mark.parametrize("steps", [4, 8, 12, 32])
 def test_steps_are_split_over_the_blocks(steps: int) -> None:
     """More steps than tokens end early; fewer commit several tokens each. A block of 4, of which there are 4."""
