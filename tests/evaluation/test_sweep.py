@@ -178,4 +178,4 @@ def test_compare_needs_two_different_models(ar: ds.LanguageModel) -> None:
     with pytest.raises(UsageError, match="two models"):
         ds.compare(autoregressive=ar)
     with pytest.raises(UsageError, match="given twice"):
-        ds.compare(ar, ar)
+        ds.compare(models=[ar, ar])
