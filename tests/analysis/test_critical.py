@@ -45,6 +45,18 @@ def test_intervals_are_percentiles_of_the_crossings_of_the_resamples() -> None:
         assert (result.crossing.low, result.crossing.high) == interval(crossings, level)
         assert result.bracket == (0.0, 0.2)
         assert not result.censored
+        maxima = grid_maximum(SPARSITY, resampled, 0.99)
+        assert set(maxima) == {0.0, 0.2, 0.4}
+        assert result.grid_max == Estimate(0.0, *interval(maxima, level))
+
+
+def test_curves_of_a_batch_are_read_apart() -> None:
+    kept = np.array([[1.0] * 5, [1.0, 0.995, 0.5, 0.4, 0.3]])
+    assert grid_maximum(SPARSITY, kept, 0.99) == pytest.approx([0.8, 0.2])
+    assert first_crossing(SPARSITY, kept, 0.99)[1].tolist() == [False, True]
+    assert retention(np.array([[0.2, 0.4], [0.9, 0.3]]), np.array([0.4, 0.6])) == pytest.approx(
+        np.array([[0.5, 1.0], [1.5, 0.5]])
+    )
 
 
 def test_resamples_without_a_dense_score_leave_the_others_their_crossing() -> None:
@@ -90,6 +102,7 @@ def test_lower_is_better_inverts_the_share() -> None:
         ((0.7, 0.68, 0.25, 0.99, 1000), []),
         ((0.7, None, 0.25, 0.99, 1000), []),
         ((0.25, None, 0.25, 0.5, 100), ["at chance"]),
+        ((0.3, 0.25, 0.25, 0.5, 100), ["at chance"]),
         ((1.0, None, 0.25, 0.5, 2), ["few deciding items"]),  # one
         ((1.0, None, 0.25, 0.5, 10), []),  # five
     ],

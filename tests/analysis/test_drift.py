@@ -8,7 +8,7 @@ from dllm_sparse.analysis.drift import TOKEN_GROUPS, Statistics, quantile, ratio
 from dllm_sparse.analysis.masks import chance_level, jaccard
 from dllm_sparse.analysis.recorder import MaskRecorder
 from dllm_sparse.analysis.recording import record
-from dllm_sparse.analysis.tallies import Column, change_edges
+from dllm_sparse.analysis.tallies import TAUS, Column, change_edges
 from tests.analysis.brute_force import StoringRecorder
 
 PROMPTS = [[5, 6, 7, 8], [3, 30, 4, 40], [9, 10, 11, 12]]
@@ -43,6 +43,55 @@ def test_similarities_are_jaccards_of_the_stored_masks(run):
         assert curve.density[step] == pytest.approx(float(now.double().mean()))
     assert np.isnan(curve.jaccard.micro[0])
     assert curve.drift.micro[0] == 1
+
+
+def test_overall_values_pool_the_steps(run):
+    statistics, slow = run
+    curve = statistics.curve("intermediate", None, "response")
+    masks = [stacked(slow, step, range(3)) for step in range(8)]
+    assert curve.jaccard_overall.micro == pytest.approx([jaccard(torch.cat(masks[1:]), torch.cat(masks[:-1]))])
+    assert curve.density_overall == pytest.approx(float(torch.cat(masks).double().mean()))
+
+
+def movements(slow, step, layer):
+    """How far each token's values of a layer have moved since the step before, in ascending order."""
+    return sorted(
+        float((now - slow.values[site, step - 1][cell]).norm() / slow.values[site, step - 1][cell].norm())
+        for (site, at), cells in slow.values.items()
+        for cell, now in cells.items()
+        if site.layer == layer and at == step
+    )
+
+
+def test_movements_are_summed_over_tokens_by_step_and_overall(run):
+    statistics, slow = run
+    curve = statistics.curve("intermediate", 1, "all")
+    steps = [movements(slow, step, 1) for step in range(1, 8)]
+    assert np.isnan(curve.moved_median[0])
+    for moved, median, high in zip(steps, curve.moved_median[1:], curve.moved_p90[1:], strict=True):
+        assert 0.97 * moved[len(moved) // 2 - 1] <= median <= 1.03 * moved[len(moved) // 2]
+        assert 0.97 * moved[int(0.9 * len(moved)) - 1] <= high <= 1.03 * moved[int(0.9 * len(moved)) + 1]
+    whole = sorted(change for moved in steps for change in moved)
+    for tau in TAUS:
+        expected = sum(change > tau for change in whole) / len(whole)
+        assert curve.moved_overall[f"share_above_{tau:g}"] == pytest.approx(expected)
+    assert curve.moved_overall["median"] == pytest.approx(whole[len(whole) // 2], rel=0.05)
+    assert curve.moved_overall["p90"] == pytest.approx(whole[int(0.9 * len(whole))], rel=0.1)
+
+
+def test_unions_of_one_layer_are_its_own(run):
+    statistics, slow = run
+    layers = [statistics.unions("intermediate", layer) for layer in statistics.counts.layers]
+    for layer, unions in zip(statistics.counts.layers, layers, strict=True):
+        kept = [
+            [cells[row, 4 + 4 * (at // 4) + place] for row in range(3) for place in range(4)]
+            for (site, at), cells in slow.masks.items()
+            if site.layer == layer
+        ]
+        assert unions[0].density == pytest.approx(
+            float(torch.stack([m for step in kept for m in step]).double().mean())
+        )
+    assert layers[0][0].density != layers[1][0].density
 
 
 def test_the_interval_resamples_whole_prompts(run):

@@ -168,6 +168,11 @@ def test_runs_that_recorded_different_things_do_not_merge(models):
         counts.merge(other)
 
 
+def test_what_is_asked_for_is_known_before_anything_is_recorded():
+    empty = MaskRecorder("diffusion", ds.SamplerConfig(), snapshot_every=2, deltas=(2, 4)).counts()
+    assert (empty.kind, empty.deltas, empty.snapshot_every, empty.prompts) == ("diffusion", (2, 4), 2, 0)
+
+
 @pytest.mark.parametrize("options", [{"snapshot_every": 2}, {"deltas": (2,)}, {"snapshot_every": 2, "deltas": (0,)}])
 def test_half_a_snapshot_request_is_refused(options):
     with pytest.raises(UsageError, match="snapshot_every"):

@@ -187,14 +187,14 @@ def test_flattened_top_p_against_exact_sums(rows: list[Tensor], p: float) -> Non
 @pytest.mark.parametrize("p", [0.01, 0.4, 0.8, 1.0])
 def test_flattened_masks_of_a_batch_are_those_of_its_rows(p: float) -> None:
     """Rows apart that need the first of two ties, that are full of zeros, or none of this."""
-    rows = torch.tensor([[[5.0, 5.0, 0.0], [1.0, 0.5, 0.0]], [[0.0] * 3] * 2, [[1.0, 2.0, 3.0], [4.0, 6.0, 0.0]]])
+    rows = torch.tensor([[[5.0, 5.0, 0.0], [1.0, 0.5, 0.0]], [[0.0] * 3] * 2, [[6.0, 2.0, 3.0], [4.0, 1.0, 0.0]]])
     keep = flattened_top_p_mask(rows, p)
     assert keep.dtype == torch.bool
     assert torch.equal(keep, torch.stack([flattened_top_p_mask(row, p) for row in rows]))
     assert keep[1].all()
     if p == 0.01:
         assert keep[0].flatten().nonzero().tolist() == [[0]]
-        assert keep[2].flatten().nonzero().tolist() == [[4]]
+        assert keep[2].flatten().nonzero().tolist() == [[0]]
     if p == 1.0:
         assert keep.all()
 
