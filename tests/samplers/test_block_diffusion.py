@@ -212,6 +212,15 @@ def test_the_rule_for_sure_tokens() -> None:
     assert pick_by_threshold_or_quota(confidence[:1], 0.5, [3]).tolist() == [[True, True, False, True]]
 
 
+def test_random_remasking_commits_in_a_drawn_order() -> None:
+    lm, prompt = tiny_lm(block_length=8), PROMPTS[0][None, :8]
+    sure = run(lm, prompt, gen_length=16).commit_step
+    drawn = [run(lm, prompt, gen_length=16, remasking="random", seed=seed).commit_step for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], sure)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
