@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dllm_sparse.files import atomic_path
+from dllm_sparse.report.plots import figure_grid, save_figure
 from dllm_sparse.report.sweep_results import results_by_model
 
 # Okabe and Ito's colours, distinguishable without colour vision.
@@ -16,27 +17,20 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 def plot_curves(value: Mapping[str, Any], out: Path) -> list[Path]:
     """Writes `curves.png`; nothing where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+    if find_spec("matplotlib") is None:
         return []
     by_model = results_by_model(value)
     sites = list(next(iter(by_model.values())))
     columns = min(len(sites), 3)
     rows = math.ceil(len(sites) / columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure, grid = figure_grid(rows, columns, (4.6, 3.4))
+    axes = grid.flatten()
     for axis, site in zip(axes, sites, strict=False):
         _panel(axis, site, {model: found[site] for model, found in by_model.items()}, value["config"]["plan"]["retain"])
     for axis in axes[len(sites) :]:
         axis.set_axis_off()
     axes[0].legend(fontsize=7, loc="lower left")
-    path = out / "curves.png"
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    return [path]
+    return [save_figure(out / "curves.png", figure)]
 
 
 def _panel(axis: Any, site: str, by_model: Mapping[str, Any], retain: float) -> None:
