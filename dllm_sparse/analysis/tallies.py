@@ -127,11 +127,6 @@ class MaskCounts:
         return next((tally.steps.shape[0] for tally in self.sites.values()), 0)
 
     @property
-    def step_count(self) -> int:
-        """Number of steps of the longest generation."""
-        return len(self.blocks)
-
-    @property
     def site_names(self) -> list[SiteName]:
         """Names of the recorded sites, in the order of the computation."""
         return in_order(site.name for site in self.sites)

@@ -119,11 +119,6 @@ class Sweep:
         """The model's fingerprint."""
         return self._model
 
-    @property
-    def task_hashes(self) -> dict[str, str]:
-        """Hash of each task's requests, documents and scoring rules."""
-        return self._tasks
-
     def identity(self, task: EvaluationTask, config: SparsityConfig) -> dict[str, Any]:
         """Everything a point depends on."""
         return {

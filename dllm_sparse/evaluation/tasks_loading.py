@@ -80,11 +80,6 @@ def load_tasks(
     return tasks
 
 
-def bundled_task_names() -> list[str]:
-    """Names of the tasks that ship with the package."""
-    return sorted(_bundled())
-
-
 def _bundled() -> dict[str, Path]:
     return {path.stem: path for path in BUNDLED_TASKS.rglob("*.yaml") if not path.stem.startswith("_")}
 
