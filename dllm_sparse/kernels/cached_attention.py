@@ -73,10 +73,8 @@ def rotate_and_store(
         PAD=1 << (dim // 2 - 1).bit_length(),
         BH=block,
         QK_NORM=norms is not None,
-        WAIT=streaming.LAYERS_OVERLAP[0],
-        TRIGGER=streaming.LAYERS_OVERLAP[1],
         num_warps=4,
-        launch_pdl=streaming.LAYERS_OVERLAP[0],
+        **streaming.overlapping(streaming.LAYERS_OVERLAP, q.device),
     )
     return q
 
@@ -131,9 +129,7 @@ def _attend_split(q: Tensor, keys: Tensor, values: Tensor, span: Span, scratch: 
         HEAD_DIM=dim,
         BM=rows,
         BS=64,
-        WAIT=streaming.LAYERS_OVERLAP[0],
-        TRIGGER=streaming.LAYERS_OVERLAP[1],
         num_warps=4,
-        launch_pdl=streaming.LAYERS_OVERLAP[0],
+        **streaming.overlapping(streaming.LAYERS_OVERLAP, q.device),
     )
     return out

@@ -53,7 +53,7 @@ def select(
     values = torch.empty_like(x)
     index = torch.empty(n if listing else 1, dtype=torch.int32, device=x.device)
     words = torch.empty((rows, block // 32) if listing and not alone else (1, 1), dtype=torch.int32, device=x.device)
-    wait, trigger = streaming.LISTS_OVERLAP
+    overlap = streaming.overlapping(streaming.LISTS_OVERLAP, x.device)
     warps = 8 if block > 2048 else 4
     select_kernel[(rows, -(-n // _CHUNK) if alone else 1)](
         x,
@@ -72,10 +72,8 @@ def select(
         NORM=norm is not None,
         PACK=alone,
         WORDS=listing,
-        WAIT=wait,
-        TRIGGER=trigger,
         num_warps=warps,
-        launch_pdl=wait,
+        **overlap,
     )
     if alone:
         return Selected(None, Listed(values, index, kept))
@@ -94,10 +92,8 @@ def select(
         BT=8,
         WORDS=block // 32,
         CHUNK=_CHUNK,
-        WAIT=wait,
-        TRIGGER=trigger,
         num_warps=4,
-        launch_pdl=wait,
+        **overlap,
     )
     return Selected(values, Listed(packed, index, count))
 

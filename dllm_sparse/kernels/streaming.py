@@ -6,6 +6,8 @@ host, and everything may be captured in a CUDA graph once `Scratch` has been siz
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +26,17 @@ PRODUCTS_OVERLAP, LAYERS_OVERLAP, LISTS_OVERLAP = (False, True), (True, False), 
 """Programmatic dependent launch of (products, the layers between, selections and the products that read their lists):
 (starts before the kernel in front has ended, lets the next one start early). Measured on an H200: small kernels gain
 behind products, products lose, except behind a selection, which leaves most of the GPU idle."""
+
+
+def overlapping(kind: tuple[bool, bool], device: torch.device) -> dict[str, bool]:
+    """One of the three above as launch options; before compute capability 9 there are no such launches."""
+    wait, trigger = kind if _capability(device) >= 9 else (False, False)
+    return {"WAIT": wait, "TRIGGER": trigger, "launch_pdl": wait}
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 class Scratch:
@@ -95,7 +108,6 @@ def stream_matmul(
     n = weight.shape[1] // (2 if gated else 1)
     tile = tile or tile_for(Problem(padded_tokens(tokens), k, n, gated, listed), values.device)
     out = torch.empty((tokens, n), dtype=values.dtype, device=values.device)
-    wait, trigger = LISTS_OVERLAP if listed else PRODUCTS_OVERLAP
     space = scratch.space(tile.splits * tokens * n * (2 if gated else 1) if tile.splits > 1 else 1)
     if atomic and tile.splits > 1:
         space[: tokens * n * (2 if gated else 1)].zero_()
@@ -124,11 +136,9 @@ def stream_matmul(
         HAS_RESIDUAL=residual is not None,
         ATOMIC=atomic,
         SWAP=tile.columns >= 64,
-        WAIT=wait,
-        TRIGGER=trigger,
         STAGES=tile.stages,
         num_warps=tile.warps,
-        launch_pdl=wait,
+        **overlapping(LISTS_OVERLAP if listed else PRODUCTS_OVERLAP, values.device),
     )
     return out
 
@@ -155,10 +165,8 @@ def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tup
         eps,
         BLOCK=block,
         ADD=delta is not None,
-        WAIT=LAYERS_OVERLAP[0],
-        TRIGGER=LAYERS_OVERLAP[1],
         num_warps=warps,
-        launch_pdl=LAYERS_OVERLAP[0],
+        **overlapping(LAYERS_OVERLAP, x.device),
     )
     return total, out
 
@@ -177,10 +185,8 @@ def glu(gate_up: Tensor, activation: str) -> Tensor:
         n,
         ACT=ACTIVATION_CODES[activation],
         BLOCK=2048,
-        WAIT=LAYERS_OVERLAP[0],
-        TRIGGER=LAYERS_OVERLAP[1],
         num_warps=8,
-        launch_pdl=LAYERS_OVERLAP[0],
+        **overlapping(LAYERS_OVERLAP, gate_up.device),
     )
     return out
 
@@ -216,10 +222,8 @@ def choose(logits: Tensor, scratch: Scratch, *, wide: bool = False) -> tuple[Ten
         BLOCK=1024,
         PADDED=1 << (splits - 1).bit_length(),
         WIDE=wide,
-        WAIT=LAYERS_OVERLAP[0],
-        TRIGGER=LAYERS_OVERLAP[1],
         num_warps=4,
-        launch_pdl=LAYERS_OVERLAP[0],
+        **overlapping(LAYERS_OVERLAP, logits.device),
     )
     return token, probability
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dllm_sparse.kernels import streaming
 from dllm_sparse.kernels.dispatch import HYSTERESIS, listing_pays, still_pays, union_density
 
 
@@ -27,3 +28,10 @@ def test_the_likely_union_is_that_of_as_many_independent_rows() -> None:
     torch.testing.assert_close(shared, torch.tensor([0.2]))  # rows that kept the same go on doing so
     extreme = union_density(torch.tensor([0.0, 1.0, 0.5]), torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 0.5, 0.0]))
     assert bool(((extreme >= 0) & (extreme <= 1)).all())
+
+
+def test_gpus_before_hopper_launch_one_kernel_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, kept in ((8, False), (9, True), (10, True)):
+        monkeypatch.setattr(streaming, "_capability", lambda _device, found=capability: found)
+        options = streaming.overlapping(streaming.LAYERS_OVERLAP, torch.device("cuda"))
+        assert options == {"WAIT": kept, "TRIGGER": False, "launch_pdl": kept}
