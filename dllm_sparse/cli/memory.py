@@ -21,7 +21,7 @@ def names_memory_options(command: Callable[..., None]) -> Callable[..., None]:
     def guarded(*arguments: Any, **options: Any) -> None:
         try:
             command(*arguments, **options)
-        except Exception as error:
+        except Exception as error:  # torch has several types for it; what is not about memory goes on as it came
             if (found := out_of_memory(error)) is None:
                 raise
             fits = not isinstance(error, OutOfMemory)  # the model does; what it was to work on does not
