@@ -14,7 +14,7 @@ from torch import Tensor
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.canvas import Decoded
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.loops import fitted, loop_of
+from dllm_sparse.samplers.loops import decode, fitted
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.sparsifier import sparsify
 from dllm_sparse.types import Observer, UsageError
@@ -92,12 +92,11 @@ def generate(
     else:
         assert prompt_ids is not None
         ids, mask = _given_ids(lm, prompt_ids, attention_mask)
-    loop = loop_of(lm)
     with sparsify(lm, sparsity, observers) if sparsity else nullcontext() as handle:
         watching = (*observers, handle) if handle else tuple(observers)
         _synchronize(lm)
         started = time.perf_counter()
-        decoded = loop(lm, ids, mask, sampler, watching)
+        decoded = decode(lm, ids, mask, sampler, watching)
         _synchronize(lm)
         seconds = time.perf_counter() - started
     result = _generation(lm, decoded, ids.shape[1], sampler, seconds)

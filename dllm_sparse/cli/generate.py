@@ -175,7 +175,7 @@ def _check(output: Output, lm: LanguageModel, batches: list[list[str]], sampler:
     """Refuses what could not be decoded before anything is, and says which options this kind of model ignores."""
     from dllm_sparse.generation import encode
     from dllm_sparse.samplers.config import SamplerConfig as Defaults
-    from dllm_sparse.samplers.masked_diffusion import check_context
+    from dllm_sparse.samplers.loops import check_context
 
     for batch in batches:
         check_context(lm, encode(lm, batch, chat=chat)[0].shape[1], sampler.gen_length)

@@ -18,7 +18,7 @@ from dllm_sparse.evaluation.batches import Batch, score
 from dllm_sparse.evaluation.processes import Processes
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.loops import loop_of
+from dllm_sparse.samplers.loops import decode
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
 from dllm_sparse.sparsity.sparsifier import sparsify
@@ -58,7 +58,7 @@ class DecodeJob:
 
     def run(self, lm: LanguageModel, observers: Sequence[Observer]) -> tuple[Tensor, ...]:
         """The model's own loop, layer by layer: hardly two batches have one shape, so captured steps would not pay."""
-        decoded = loop_of(lm)(lm, self.prompts, self.mask, replace(self.sampler, execution="eager"), observers)
+        decoded = decode(lm, self.prompts, self.mask, replace(self.sampler, execution="eager"), observers)
         return (decoded.ids[:, self.prompts.shape[1] :],)
 
 

@@ -14,31 +14,23 @@ from dllm_sparse.samplers.confidence import choose_tokens, token_probabilities
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.graph_buffers import kept_graphs, on_device
 from dllm_sparse.samplers.graph_steps import graphable
-from dllm_sparse.samplers.masked_diffusion import check_context
-from dllm_sparse.samplers.remasking import end_of_text, ends_of_text
-from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, TokenClass
+from dllm_sparse.samplers.remasking import check_finite, end_of_text, ends_of_text
+from dllm_sparse.types import Observers, Step, StepContext, StepResult, TokenClass
 
 
-@torch.inference_mode()
-def decode(
-    lm: LanguageModel,
-    prompt: Tensor,
-    attention_mask: Tensor | None = None,
-    config: SamplerConfig | None = None,
-    observers: Observers = (),
+def decode_token_by_token(
+    lm: LanguageModel, prompt: Tensor, attention_mask: Tensor | None, config: SamplerConfig, observers: Observers
 ) -> Decoded:
     """Decodes up to `gen_length` tokens behind prompt [B, P] int64; `attention_mask` [B, P] is 0 on left padding.
 
     Greedy at temperature 0 (identical to transformers in fp32), else Gumbel sampling in fp64. With `stop_at_eos`
     finished rows are filled with the pad id and the loop ends when all rows are finished. Step 0 is the prefill.
     """
-    config = config or SamplerConfig()
-    check_context(lm, prompt.shape[1], config.gen_length)
     as_graphs, masking = graphable(lm, config, observers, config.gen_length)
     if as_graphs:
         with lm.graphs_lock, on_device(lm):
-            return _decode_as_graphs(lm, prompt.to(lm.device), attention_mask, config, observers, masking)
-    loop = _Loop(lm, prompt.to(lm.device), attention_mask, config, observers)
+            return _decode_as_graphs(lm, prompt, attention_mask, config, observers, masking)
+    loop = _Loop(lm, prompt, attention_mask, config, observers)
     for index in range(config.gen_length):
         loop.run_step(Step(index, config.gen_length, 0, index))
         if config.stop_at_eos and bool(loop.finished.all()):
@@ -60,8 +52,7 @@ def _decode_as_graphs(
     many: it fed ended rows only, which changes nothing, and does not count.
     """
     stop_ids, fill = _end_ids(lm, config)
-    mask = None if attention_mask is None else attention_mask.to(lm.device)
-    canvas = Canvas(prompt, mask, config.gen_length, fill)
+    canvas = Canvas(prompt, attention_mask, config.gen_length, fill)
     stop = stop_ids if config.stop_at_eos else None
     ends = tuple(stop_ids.tolist()) if config.stop_at_eos else None
     masks = masking.graph_key() if masking else None
@@ -120,7 +111,7 @@ class _Loop:
         self.mask = None
         self.positions = torch.arange(total, device=prompt.device)[None].expand(prompt.shape[0], -1)
         if attention_mask is not None and not bool(attention_mask.all()):
-            self.mask = torch.nn.functional.pad(attention_mask.to(prompt.device), (0, config.gen_length), value=1)
+            self.mask = torch.nn.functional.pad(attention_mask, (0, config.gen_length), value=1)
             self.positions = rotary_positions(self.mask)
         self.cache = lm.transformer.new_cache(prompt.shape[0], total)
         self.rows = torch.arange(prompt.shape[0], device=prompt.device)
@@ -158,8 +149,7 @@ class _Loop:
             drawn = torch.rand(shape, dtype=torch.float64, generator=self.generator)
             uniform = drawn[self.rows.cpu()].to(logits.device)
         token = choose_tokens(logits, self.config.temperature, uniform)
-        if not bool(torch.isfinite(logits.gather(-1, token.unsqueeze(-1))).all()):
-            raise NonFiniteActivations(f"NaN or Inf in the logits at step {step.index}")
+        check_finite(logits, token, step)
         return token.squeeze(1), token_probabilities(logits, token, torch.float32).squeeze(1)
 
     def _commit(self, token: Tensor, confidence: Tensor, step: Step) -> None:

@@ -18,32 +18,21 @@ from dllm_sparse.samplers.block_rule import BlockRule
 from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.graph_steps import graphable
-from dllm_sparse.samplers.masked_diffusion import check_context
 from dllm_sparse.samplers.steps import Steps
 from dllm_sparse.types import Observers, Step, StepResult
 
 
-@torch.inference_mode()
 def denoise_blocks(
-    lm: LanguageModel,
-    prompt: Tensor,
-    attention_mask: Tensor | None = None,
-    config: SamplerConfig | None = None,
-    observers: Observers = (),
+    lm: LanguageModel, prompt: Tensor, attention_mask: Tensor | None, config: SamplerConfig, observers: Observers
 ) -> Decoded:
     """Decodes `gen_length` masks behind prompt [B, P] int64; `attention_mask` [B, P] is 0 on left padding.
 
-    Raises UsageError for impossible options or a prompt that does not fit, NonFiniteActivations for NaN logits.
     Source: LLaDA2.0 (arXiv 2512.15745) and SDAR (arXiv 2510.06303).
     """
-    config = (config or SamplerConfig()).fitted(lm.config)
-    check_context(lm, prompt.shape[1], config.gen_length)
     graphable(lm, config, observers, 0)  # refuses where graphs were asked for
-    prompt = prompt.to(lm.device)
-    mask = None if attention_mask is None else attention_mask.to(lm.device)
     assert lm.mask_token_id is not None
-    layout = Layout(prompt, mask, config)
-    canvas = Canvas(prompt, mask, config.gen_length, lm.mask_token_id, overhang=layout.stop - layout.end)
+    layout = Layout(prompt, attention_mask, config)
+    canvas = Canvas(prompt, attention_mask, config.gen_length, lm.mask_token_id, overhang=layout.stop - layout.end)
     for observer in observers:
         observer.on_start(canvas.ids, canvas.token_class())
     loop = _Loop(lm, canvas, config, observers, layout)

@@ -7,7 +7,6 @@ approximations; they change tokens.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dllm_sparse.engine.observing import GraphableObserver, StepClock, rows_may_leave
@@ -19,28 +18,18 @@ from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable
 from dllm_sparse.samplers.remasking import ends_of_text, leads, rule_of
 from dllm_sparse.samplers.schedule import transfer_counts
 from dllm_sparse.samplers.steps import Steps
-from dllm_sparse.types import Observers, Step, UsageError
+from dllm_sparse.types import Observers, Step
 
 
-@torch.inference_mode()
 def denoise(
-    lm: LanguageModel,
-    prompt: Tensor,
-    attention_mask: Tensor | None = None,
-    config: SamplerConfig | None = None,
-    observers: Observers = (),
+    lm: LanguageModel, prompt: Tensor, attention_mask: Tensor | None, config: SamplerConfig, observers: Observers
 ) -> Decoded:
     """Decodes `gen_length` masks behind prompt [B, P] int64; `attention_mask` [B, P] is 0 on left padding.
 
-    Raises UsageError for impossible blocks or a prompt that does not fit, NonFiniteActivations for NaN logits.
     Source: LLaDA (arXiv 2502.09992), alg. 4 and app. B.4; Fast-dLLM (arXiv 2505.22618), sec. 3; Dream (2508.15487).
     """
-    config = (config or SamplerConfig()).fitted(lm.config)
-    check_context(lm, prompt.shape[1], config.gen_length)
-    prompt = prompt.to(lm.device)
-    mask = None if attention_mask is None else attention_mask.to(lm.device)
     assert lm.mask_token_id is not None
-    canvas = Canvas(prompt, mask, config.gen_length, lm.mask_token_id)
+    canvas = Canvas(prompt, attention_mask, config.gen_length, lm.mask_token_id)
     for observer in observers:
         observer.on_start(canvas.ids, canvas.token_class())
     planned = config.gen_length if not config.by_quota else config.blocks * config.steps_per_block
@@ -51,7 +40,7 @@ def denoise(
             decoded = _GraphLoop(lm, canvas, config, observers, masking).decode()
         if decoded is not None:
             return decoded
-        canvas = Canvas(prompt, mask, config.gen_length, lm.mask_token_id)
+        canvas = Canvas(prompt, attention_mask, config.gen_length, lm.mask_token_id)
     loop = _Loop(lm, canvas, config, observers)
     for block in range(config.blocks):
         loop.run_block(block)
@@ -59,17 +48,6 @@ def denoise(
         if config.stop_at_eos and canvas.end_rows(loop.rule.ends, block_end(canvas, config, block)):
             break
     return Decoded(canvas.ids, loop.forwards, canvas.commit_step)
-
-
-def check_context(lm: LanguageModel, prompt_length: int, gen_length: int) -> None:
-    """Raises UsageError when prompt and generation do not fit the model's context."""
-    limit = lm.config.max_positions
-    if prompt_length + gen_length > limit:
-        room = limit - prompt_length
-        advice = f"try gen_length {room} or less" if room > 0 else f"shorten the prompt below {limit} tokens"
-        raise UsageError(
-            f"prompt of {prompt_length} tokens + gen_length {gen_length} exceeds the context of {limit}; {advice}"
-        )
 
 
 def block_end(canvas: Canvas, config: SamplerConfig, block: int) -> int:

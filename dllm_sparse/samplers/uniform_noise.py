@@ -25,7 +25,6 @@ from dllm_sparse.models.hooked_denoiser import HookedDenoiser
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.canvas import Decoded
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.masked_diffusion import check_context
 from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, TokenClass, UsageError
 
 _USED = ("gen_length", "steps", "block_length", "execution", "eos_token_id", "stop_at_eos", "early_block_exit", "seed")
@@ -56,22 +55,14 @@ def fitted(lm: LanguageModel, config: SamplerConfig) -> SamplerConfig:
     return config
 
 
-@torch.inference_mode()
 def denoise_uniform(
-    lm: LanguageModel,
-    prompt: Tensor,
-    attention_mask: Tensor | None = None,
-    config: SamplerConfig | None = None,
-    observers: Observers = (),
+    lm: LanguageModel, prompt: Tensor, attention_mask: Tensor | None, config: SamplerConfig, observers: Observers
 ) -> Decoded:
     """Decodes canvases behind prompt [B, P] int64; `attention_mask` [B, P] is 0 on left padding.
 
     Ends early once every row holds an end of text. `forward_passes` counts the encoder's, too. A position's commit step
-    is the last at which it became accepted, or the canvas's last. Raises UsageError for options the sampler has not or
-    a prompt that does not fit, NonFiniteActivations for NaN logits.
+    is the last at which it became accepted, or the canvas's last.
     """
-    config = fitted(lm, config or SamplerConfig())
-    check_context(lm, prompt.shape[1], config.gen_length)
     network = lm.transformer
     assert isinstance(network, HookedDenoiser)
     options: dict[str, Any] = {
@@ -82,12 +73,11 @@ def denoise_uniform(
     }
     if config.eos_token_id is not None:
         options["eos_token_id"] = config.eos_token_id
-    mask = None if attention_mask is None else attention_mask.to(lm.device)
-    watch = _Watch(network, prompt.to(lm.device), mask, config, observers, network.generation_config(**options))
-    if mask is not None:
-        options["attention_mask"] = mask
+    watch = _Watch(network, prompt, attention_mask, config, observers, network.generation_config(**options))
+    if attention_mask is not None:
+        options["attention_mask"] = attention_mask
     with network.watched(watch.encoding, watch.denoising), _seeded(config.seed), watch.finite_logits():
-        ids = network.model.generate(prompt.to(lm.device), **options)  # type: ignore[operator]
+        ids = network.model.generate(prompt, **options)  # type: ignore[operator]
     return Decoded(ids, watch.forwards, watch.commit_step[:, : ids.shape[1] - prompt.shape[1]])
 
 
