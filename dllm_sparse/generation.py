@@ -15,6 +15,7 @@ from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.canvas import Decoded
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.loops import decode, fitted
+from dllm_sparse.samplers.remasking import ends_of_text
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.sparsifier import sparsify
 from dllm_sparse.types import Observer, UsageError
@@ -88,9 +89,13 @@ def generate(
     if (prompts is None) == (prompt_ids is None):
         raise UsageError("give either prompts or prompt_ids")
     if prompts is not None:
+        if attention_mask is not None:
+            raise UsageError("attention_mask goes with prompt_ids; texts are padded and masked here")
         ids, mask = encode(lm, [prompts] if isinstance(prompts, str) else prompts, chat=chat)
     else:
         assert prompt_ids is not None
+        if chat:
+            raise UsageError("a chat template is for texts; give prompts, or prompt_ids without chat")
         ids, mask = _given_ids(lm, prompt_ids, attention_mask)
     with sparsify(lm, sparsity, observers) if sparsity else nullcontext() as handle:
         watching = (*observers, handle) if handle else tuple(observers)
@@ -119,14 +124,16 @@ def encode(lm: LanguageModel, prompts: Sequence[str], *, chat: bool = False) -> 
 
 
 def left_padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
-    """Rows of token ids as one [B, P] int64, padded in front, and their 0/1 mask [B, P] (None when nothing is)."""
+    """Rows of token ids as one [B, P] int64, padded in front, and their 0/1 mask [B, P] (None when nothing is).
+
+    Never padded with masks, which would be decoded.
+    """
     width = max(len(row) for row in rows)
+    known = (lm.config.pad_token_id, lm.config.eos_token_id, 0, 1)
+    pad = next(token for token in known if token is not None and token != lm.mask_token_id)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.int64)
     if all(len(row) == width for row in rows):
-        return torch.tensor(rows), None
-    pad = next((token for token in (lm.config.pad_token_id, lm.config.eos_token_id) if token is not None), 0)
-    if pad == lm.mask_token_id:
-        raise UsageError("the padding id equals the mask id; set pad_token_id in the checkpoint's config")
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+        return ids, None
     return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
 
 
@@ -145,11 +152,13 @@ def _encode_one(lm: LanguageModel, prompt: str, *, chat: bool) -> list[int]:
 
 
 def _given_ids(
-    lm: LanguageModel, prompt_ids: Tensor | Sequence[Sequence[int]], attention_mask: Any
+    lm: LanguageModel,
+    prompt_ids: Tensor | Sequence[Sequence[int]],
+    attention_mask: Tensor | Sequence[Sequence[int]] | None,
 ) -> tuple[Tensor, Tensor | None]:
     ids = torch.as_tensor(prompt_ids, dtype=torch.int64)
-    if ids.dim() != 2 or ids.shape[1] == 0:
-        raise UsageError(f"prompt_ids must be [B, P] with P >= 1; got shape {list(ids.shape)}")
+    if ids.dim() != 2 or not ids.numel():
+        raise UsageError(f"prompt_ids must be [B, P] with B and P at least 1; got shape {list(ids.shape)}")
     if int(ids.min()) < 0 or int(ids.max()) >= lm.config.vocab_size:
         raise UsageError(f"prompt_ids hold ids outside 0..{lm.config.vocab_size - 1}")
     mask = None if attention_mask is None else torch.as_tensor(attention_mask, dtype=torch.int64)
@@ -164,11 +173,9 @@ def _generation(
     lm: LanguageModel, decoded: Decoded, prompt_length: int, sampler: SamplerConfig, seconds: float
 ) -> Generation:
     """Cuts each row at its first end-of-text for texts and token counts; ids stay whole."""
-    eos = sampler.eos_token_id if sampler.eos_token_id is not None else lm.config.eos_token_id
-    ends = {token for token in (eos, *lm.config.stop_token_ids) if token is not None}
     texts, count = [], 0
     for row in decoded.ids[:, prompt_length:].tolist():
-        kept = row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
+        kept = before_end(lm, row, sampler)
         count += len(kept)
         if lm.tokenizer is not None:
             texts.append(str(lm.tokenizer.decode(kept, skip_special_tokens=True)))
@@ -182,6 +189,12 @@ def _generation(
         commit_step=decoded.commit_step.cpu().clone(),
         execution=decoded.execution,
     )
+
+
+def before_end(lm: LanguageModel, ids: Sequence[int], sampler: SamplerConfig) -> Sequence[int]:
+    """Generated ids up to the first end of text."""
+    ends = ends_of_text(lm, sampler)
+    return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def _synchronize(lm: LanguageModel) -> None:

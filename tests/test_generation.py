@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dllm_sparse as ds
+from dllm_sparse import generation
 from dllm_sparse.types import UsageError
 from tests.helpers import left_padded, random_ids, tiny_lm
 
@@ -109,12 +110,22 @@ def test_prompts_that_are_empty(toy: Path) -> None:
             ds.generate(lm, prompts, sampler=SAMPLER)
 
 
-def test_padding_with_the_mask_token_is_refused_only_where_padding_is_needed(toy: Path) -> None:
+def test_rows_are_never_padded_with_the_mask_token(toy: Path) -> None:
     lm = ds.load(str(toy), device="cpu")
+    usual = ds.generate(lm, ["abc", "de"], sampler=SAMPLER)
     object.__setattr__(lm.config, "pad_token_id", lm.mask_token_id)
-    assert len(ds.generate(lm, ["abc", "def"], sampler=SAMPLER).texts) == 2
-    with pytest.raises(UsageError, match="padding id equals the mask id"):
-        ds.generate(lm, ["abc", "de"], sampler=SAMPLER)
+    again = ds.generate(lm, ["abc", "de"], sampler=SAMPLER)
+    assert again.texts == usual.texts
+    object.__setattr__(lm.config, "eos_token_id", lm.mask_token_id)
+    assert generation.left_padded(lm, [[5, 6], [7]])[0].tolist() == [[5, 6], [0, 7]]
+
+
+def test_options_of_the_other_kind_of_prompt_are_refused(toy: Path) -> None:
+    lm = ds.load(str(toy), device="cpu")
+    with pytest.raises(UsageError, match="attention_mask goes with prompt_ids"):
+        ds.generate(lm, ["abc"], attention_mask=[[1, 1, 1]], sampler=SAMPLER)
+    with pytest.raises(UsageError, match="a chat template is for texts"):
+        ds.generate(lm, prompt_ids=[[1, 2]], chat=True, sampler=SAMPLER)
 
 
 def test_chat_needs_a_template(toy: Path, toy_chat: Path) -> None:
@@ -122,3 +133,12 @@ def test_chat_needs_a_template(toy: Path, toy_chat: Path) -> None:
         ds.generate(ds.load(str(toy), device="cpu"), "abc", sampler=SAMPLER, chat=True)
     lm = ds.load(str(toy_chat), device="cpu")
     assert ds.generate(lm, "abc", sampler=SAMPLER, chat=True).ids[0, :6].tolist() == [248, 0, 1, 2, 251, 248]
+
+
+def test_a_given_end_of_text_stands_for_the_models_own(toy: Path) -> None:
+    lm, given = ds.load(str(toy), device="cpu"), ds.SamplerConfig(eos_token_id=6)
+    own = lm.config.eos_token_id
+    assert own not in (None, 6)
+    assert generation.before_end(lm, [5, own, 6, 7], ds.SamplerConfig()) == [5]
+    assert generation.before_end(lm, [5, own, 6, 7], given) == [5, own]
+    assert generation.before_end(lm, [5, 7], given) == [5, 7]

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_sparse.models.language_model import LanguageModel, rotary_positions
+from dllm_sparse.models.language_model import LanguageModel, rotary_positions, token_classes
+from dllm_sparse.samplers.confidence import guide
 from dllm_sparse.samplers.uniform_likelihood import denoised
-from dllm_sparse.types import Step, StepContext, TokenClass
+from dllm_sparse.types import Step, StepContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def score(lm: LanguageModel, batch: Batch, cfg_scale: float = 0.0) -> tuple[Tens
 
 
 def _plain(lm: LanguageModel, ids: Tensor, mask: Tensor | None, index: Tensor, *, guided: bool) -> Tensor:
-    context = StepContext(Step(0, 1), _classes(lm, ids, mask), guided=guided)
+    context = StepContext(Step(0, 1), token_classes(ids, mask, lm.mask_token_id), guided=guided)
     # Right padding needs no mask under causal attention: nothing real comes after it.
     seen = None if lm.config.causal else mask
     return lm.predictions(ids, index, attention_mask=seen, context=context)
@@ -137,12 +138,12 @@ def _plain(lm: LanguageModel, ids: Tensor, mask: Tensor | None, index: Tensor, *
 
 def _guided(lm: LanguageModel, batch: Batch, cfg_scale: float) -> Tensor:
     """Logits pushed away from those of a copy whose prompt is masked (LLaDA's classifier-free guidance)."""
+    assert lm.mask_token_id is not None
     places = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    free = batch.ids.masked_fill(places < batch.prompts[:, None], _mask_id(lm))
+    free = batch.ids.masked_fill(places < batch.prompts[:, None], lm.mask_token_id)
     mask = None if batch.mask is None else batch.mask.repeat(2, 1)
     index = torch.cat((batch.index, batch.index + batch.ids.numel()))
-    conditional, unconditional = _plain(lm, torch.cat((batch.ids, free)), mask, index, guided=True).chunk(2)
-    return unconditional + (cfg_scale + 1) * (conditional - unconditional)
+    return guide(_plain(lm, torch.cat((batch.ids, free)), mask, index, guided=True), cfg_scale)
 
 
 def _continued(lm: LanguageModel, batch: Batch, prefixes: Prefixes) -> Tensor:
@@ -151,7 +152,7 @@ def _continued(lm: LanguageModel, batch: Batch, prefixes: Prefixes) -> Tensor:
     tokens = batch.ids.shape[1]
     shared = lm.transformer.new_cache(groups, width)
     none = torch.empty(0, dtype=torch.int64, device=lm.device)
-    context = StepContext(Step(0, 1), _classes(lm, prefixes.ids, prefixes.mask))
+    context = StepContext(Step(0, 1), token_classes(prefixes.ids, prefixes.mask, lm.mask_token_id))
     options: dict[str, Any] = {"positions": rotary_positions(prefixes.mask), "rows": none}
     lm.transformer(prefixes.ids, attention_mask=prefixes.mask, cache=shared, context=context, **options)
     cache = shared.spread(prefixes.of_row, width + tokens)
@@ -160,7 +161,7 @@ def _continued(lm: LanguageModel, batch: Batch, prefixes: Prefixes) -> Tensor:
     # Right padding stands behind every causal query, but inside a block everything is seen.
     real = torch.ones_like(batch.ids) if batch.mask is None or lm.config.causal else batch.mask
     mask = torch.cat((mask, real), dim=1)
-    context = StepContext(Step(0, 1), _classes(lm, batch.ids, batch.mask), start=width)
+    context = StepContext(Step(0, 1), token_classes(batch.ids, batch.mask, lm.mask_token_id), start=width)
     return lm.transformer(  # type: ignore[no-any-return]
         batch.ids,
         start=width,
@@ -170,15 +171,3 @@ def _continued(lm: LanguageModel, batch: Batch, prefixes: Prefixes) -> Tensor:
         rows=batch.index,
         context=context,
     )
-
-
-def _classes(lm: LanguageModel, ids: Tensor, mask: Tensor | None) -> Tensor:
-    classes = torch.full_like(ids, TokenClass.PROMPT, dtype=torch.int8)
-    if lm.mask_token_id is not None and not lm.config.causal:
-        classes.masked_fill_(ids == lm.mask_token_id, TokenClass.MASKED)
-    return classes if mask is None else classes.masked_fill_(mask == 0, TokenClass.PADDING)
-
-
-def _mask_id(lm: LanguageModel) -> int:
-    assert lm.mask_token_id is not None
-    return lm.mask_token_id

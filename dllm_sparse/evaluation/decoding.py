@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from dllm_sparse.evaluation.jobs import DecodeJob
 from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.plans import token_budget
 from dllm_sparse.evaluation.requests import Encoder, Pair
+from dllm_sparse.generation import before_end, left_padded
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.loops import draws, fitted
@@ -107,32 +105,14 @@ def greedy_jobs(
     return jobs, rows
 
 
-def match_greedy(generated: Sequence[int], target: Sequence[int]) -> bool:
-    """Whether the decoding is the target."""
-    return list(generated) == list(target)
-
-
-def texts_of(lm: LanguageModel, ids: Sequence[int], until: Sequence[str]) -> str:
-    """The text before the end-of-text token and before the first stop string."""
-    ends = {token for token in (lm.config.eos_token_id, *lm.config.stop_token_ids) if token is not None}
-    kept = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
+def text_before_stop(lm: LanguageModel, ids: Sequence[int], asked: Text) -> str:
+    """What was generated before the end of text and before the first stop string."""
     assert lm.tokenizer is not None
-    text = str(lm.tokenizer.decode(kept, skip_special_tokens=True))
-    for stop in until:
+    text = str(lm.tokenizer.decode(before_end(lm, ids, asked.sampler), skip_special_tokens=True))
+    for stop in asked.until:
         if stop:
             text = text.split(stop)[0]
     return text
-
-
-def left_padded(lm: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor | None]:
-    """Prompts [B, P] and their 0/1 mask, None where nothing is padded."""
-    width = max(len(prompt) for prompt in prompts)
-    pads = (lm.config.pad_token_id, lm.config.eos_token_id, 0)
-    pad = next(token for token in pads if token is not None and token != lm.mask_token_id)
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], dtype=torch.int64)
-    if all(len(prompt) == width for prompt in prompts):
-        return ids, None
-    return ids, torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
 
 
 def _parts(

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from dllm_sparse.evaluation.decoding import Text, decode_jobs, greedy_jobs, match_greedy, texts_of
+from dllm_sparse.evaluation.decoding import Text, decode_jobs, greedy_jobs, text_before_stop
 from dllm_sparse.evaluation.jobs import Advance, DecodeJob, Measured, ScoreJob, run_jobs
 from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.plans import plan
@@ -128,7 +128,7 @@ class Scorer:
         rows = [index for part in prepared.order for index in part][: len(prepared.greedy)]
         for row, ids in zip(rows, generated, strict=False):
             index = prepared.greedy[row]
-            greedy[index] = match_greedy(ids, prepared.pairs[index].target)
+            greedy[index] = tuple(ids) == prepared.pairs[index].target
         if self.lm.kind == "diffusion":
             # What the rows of a Monte-Carlo estimate found likely says nothing about greedy decoding.
             exact = 1 if self.lm.noise == "mask" else 0  # longest target whose copies are all alike
@@ -139,7 +139,7 @@ class Scorer:
         rows = [index for part in prepared.order for index in part][len(prepared.greedy) :]
         decoded: list[str] = [""] * len(prepared.texts)
         for row, ids in zip(rows, generated[len(prepared.greedy) :], strict=True):
-            decoded[row] = texts_of(self.lm, ids, prepared.texts[row].until)
+            decoded[row] = text_before_stop(self.lm, ids, prepared.texts[row])
         return decoded
 
 

@@ -19,6 +19,13 @@ def choose_tokens(logits: Tensor, temperature: float, uniform: Tensor | None) ->
     return (logits.double().exp() / (-uniform.log()) ** temperature).argmax(-1)
 
 
+def guide(logits: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance in LLaDA's form: logits [2B, ...], behind those of the rows those of their unconditional
+    copies -> [B, ...]."""
+    conditional, unconditional = logits.chunk(2)
+    return unconditional + (scale + 1) * (conditional - unconditional)
+
+
 def token_probabilities(logits: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     """Softmax probability of the chosen tokens, [B, T, V], [B, T] -> [B, T] in `dtype`."""
     return logits.to(dtype).softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_sparse.models.language_model import LanguageModel, token_classes
+from dllm_sparse.samplers.confidence import guide
 from dllm_sparse.samplers.schedule import block_spans
 from dllm_sparse.samplers.uniform_likelihood import canvases, check_guidance, denoised, noised
 from dllm_sparse.types import Step, StepContext, UsageError
@@ -91,8 +92,7 @@ def _batch_loss(
     context = StepContext(Step(0, 1), token_classes(ids, None, lm.mask_token_id), guided=cfg_scale > 0)
     logits = lm.predictions(ids, slice(begin, None), context=context)
     if cfg_scale > 0:
-        conditional, free = logits.chunk(2)
-        logits = free + (cfg_scale + 1) * (conditional - free)
+        logits = guide(logits, cfg_scale)
     return _weighted(logits, target, masked)
 
 

@@ -12,6 +12,7 @@ from dllm_sparse.engine.observing import rows_may_leave
 from dllm_sparse.models.kv_cache import KVCache
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.canvas import Canvas
+from dllm_sparse.samplers.confidence import guide
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.remasking import Contest, Members, Rule
 from dllm_sparse.types import Observers, Step, StepContext, StepResult
@@ -118,8 +119,7 @@ class Steps:
         )
         self.forwards += 1
         if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + (self.config.cfg_scale + 1) * (conditional - unconditional)
+            logits = guide(logits, self.config.cfg_scale)
         if self.config.logits_eos_inf and self.rule.eos is not None:
             logits[..., self.rule.eos] = -torch.inf
         return logits
