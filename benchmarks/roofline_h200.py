@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dllm_sparse.bench.floors import KNOWN_RATES
+from dllm_sparse.figures import BLUE, GREY, ORANGE, figure_grid, save_figure
 from dllm_sparse.models.shapes import shape_config
-from dllm_sparse.report.plots import BLUE, GREY, ORANGE, figure_grid, save_figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -17,11 +17,10 @@ from dllm_sparse.analysis.heldout import held_out, windows_of
 from dllm_sparse.analysis.pareto import affordable, pareto
 from dllm_sparse.evaluation.fingerprints import git_revision, model_fingerprint, versions
 from dllm_sparse.evaluation.texts import bundled_texts
+from dllm_sparse.figures import COLOURS, figure_grid, save_figure
 from dllm_sparse.files import check_folder, write_csv, write_json, write_text
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.report.law_pictures import COLOURS
 from dllm_sparse.report.pictures_page import Part, pictures_page, shown
-from dllm_sparse.report.plots import figure_grid, save_figure
 
 SCHEMA = "dllm-sparse/cett@1"
 RULE_NAMES = {

@@ -103,7 +103,7 @@ def drift_report(
 
 def write_report(report: DriftReport, folder: Path) -> list[Path]:
     """Writes report.json, steps.csv, report.html and the PNGs, each atomically; returns their paths."""
-    from dllm_sparse.report.plots import write_plots
+    from dllm_sparse.report.drift_plots import write_plots
 
     compact = json.dumps(report, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return [

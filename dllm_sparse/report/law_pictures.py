@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dllm_sparse.figures import BLUE, COLOURS, GREY, ORANGE, figure_grid, save_figure
 from dllm_sparse.report.law_points import LawPoint
 from dllm_sparse.report.law_text import law_row
-from dllm_sparse.report.plots import BLUE, GREY, ORANGE, figure_grid, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, distinguishable without colour vision."""
 _MARKERS = "os^Dv"
 _COLUMNS = 4
 _WORDS = 48  # characters a line, above an axis

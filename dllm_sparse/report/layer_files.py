@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dllm_sparse.analysis.experts import heatmap
+from dllm_sparse.figures import BLUE, COLOURS, GREY, ORANGE, figure_grid, save_figure
 from dllm_sparse.files import write_csv, write_json, write_text
 from dllm_sparse.report.pictures_page import Part, pictures_page, shown
-from dllm_sparse.report.plots import BLUE, GREY, ORANGE, figure_grid, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,9 +92,8 @@ def draw_layers(out: Path, value: Mapping[str, Any], rows: Sequence[Mapping[str,
         return []
     figure, axes = figure_grid(1, 2)
     layers = [row["layer"] for row in rows]
-    for site, colour in (("input", BLUE), ("intermediate", ORANGE), ("gate", GREY), ("up", "#009E73")):
+    for site, colour in (("input", BLUE), ("intermediate", ORANGE), ("gate", GREY), ("up", COLOURS[2])):
         _line(axes[0][0], layers, [row[f"normalised_rank_{site}"] for row in rows], colour, site)
-    for site, colour in (("input", BLUE), ("intermediate", ORANGE), ("gate", GREY), ("up", "#009E73")):
         _line(axes[0][1], layers, [row[f"critical_{site}"] for row in rows], colour, site)
     _line(axes[0][1], layers, [row["critical_alone"] for row in rows], "black", "layer alone", dashed=True)
     axes[0][0].set(title="effective rank / width", xlabel="layer", ylim=(0, None))

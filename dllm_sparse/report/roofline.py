@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dllm_sparse.report.plots import BLUE, GREY, ORANGE, figure_grid, save_figure
+from dllm_sparse.figures import BLUE, GREY, ORANGE, figure_grid, save_figure
 
 _LONG = ("prefill", "full")  # forwards of whole prompts or canvases; the others feed a token or a block
 

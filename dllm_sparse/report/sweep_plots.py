@@ -8,11 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dllm_sparse.report.plots import figure_grid, save_figure
+from dllm_sparse.figures import COLOURS, figure_grid, save_figure
 from dllm_sparse.report.sweep_results import results_by_model
-
-# Okabe and Ito's colours, distinguishable without colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def plot_curves(value: Mapping[str, Any], out: Path) -> list[Path]:
@@ -36,7 +33,7 @@ def plot_curves(value: Mapping[str, Any], out: Path) -> list[Path]:
 def _panel(axis: Any, site: str, by_model: Mapping[str, Any], retain: float) -> None:
     """One site: the average of every model in bold, its tasks thin; the line at `retain`."""
     for number, (model, found) in enumerate(by_model.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         main = found["average"] or next(iter(found["tasks"].values()))
         if found["average"] is not None and len(found["tasks"]) > 1:
             for entry in found["tasks"].values():

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dllm_sparse.files import atomic_path, write_text
+from dllm_sparse.figures import COLOURS, figure_grid, save_figure
+from dllm_sparse.files import write_text
 from dllm_sparse.types import DllmSparseError
 
 
@@ -47,15 +48,11 @@ def append_log(path: Path, entry: Mapping[str, Any]) -> None:
 
 def draw_losses(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
     """Training and held-out loss (nats a token) over token positions seen, one pair of lines a run, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, ((axes,),) = figure_grid(1, 1, (7.0, 4.2))
     for number, (name, log) in enumerate(logs.items()):
-        colour = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")[number % 4]
+        colour = COLOURS[number % len(COLOURS)]
         held = [(entry["tokens"], entry["held_out_loss"]) for entry in log if "held_out_loss" in entry]
         text = [(entry["tokens"], entry["losses"][0]) for entry in log]
         axes.plot(*zip(*text, strict=True), color=colour, alpha=0.3, linewidth=0.8, label=f"{name}, training")
@@ -67,6 +64,4 @@ def draw_losses(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend()
     axes.grid(alpha=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    return path
+    return save_figure(path, figure)

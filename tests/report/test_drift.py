@@ -7,7 +7,7 @@ import pytest
 import dllm_sparse as ds
 from dllm_sparse.report import schema
 from dllm_sparse.report.drift import FILES, write_report
-from dllm_sparse.report.plots import write_plots
+from dllm_sparse.report.drift_plots import write_plots
 from dllm_sparse.types import Observer, UsageError
 from tests.helpers import conforms
 from tests.report.conftest import PROMPTS
@@ -102,7 +102,7 @@ def test_ctrl_c_keeps_the_prompts_that_are_done(llada, tmp_path):
 
 
 def test_without_matplotlib_there_are_no_pictures(report, tmp_path, monkeypatch):
-    monkeypatch.setattr("dllm_sparse.report.plots.find_spec", lambda name: None)
+    monkeypatch.setattr("dllm_sparse.report.drift_plots.find_spec", lambda name: None)
     assert write_plots(tmp_path, report) == []
     assert [path.name for path in write_report(report, tmp_path)] == ["report.json", "steps.csv", "report.html"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dllm_sparse.figures import BLUE, GREY, figure_grid
 from dllm_sparse.report.law_pictures import _draw_run, _draw_shape, draw_laws
 from dllm_sparse.report.law_points import LawPoint
 from dllm_sparse.report.laws import activation_laws
-from dllm_sparse.report.plots import BLUE, GREY, figure_grid
 from tests.report.test_laws import TOKENS, logarithmic, synthetic
 
 pytest.importorskip("matplotlib")

@@ -1,20 +1,18 @@
-"""The report's pictures as PNG, for papers and terminals without a browser. Needs matplotlib (extra `plots`)."""
+"""A drift report's pictures as PNG, for papers and terminals without a browser. Needs matplotlib (extra `plots`)."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dllm_sparse.files import atomic_path
+from dllm_sparse.figures import BLUE, GREY, figure_grid, save_figure
 from dllm_sparse.report.schema import CurveValues, DriftReport, RuleVariant
 from dllm_sparse.report.summary import overall, site_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-BLUE, ORANGE, GREY = "#0072b2", "#c04f00", "#6b7580"
 
 
 def write_plots(folder: Path, report: DriftReport) -> list[Path]:
@@ -24,23 +22,6 @@ def write_plots(folder: Path, report: DriftReport) -> list[Path]:
     main, name = report["variants"][0], "step" if report["model"]["kind"] == "diffusion" else "token"
     pictures = {"similarity": _similarity(main, name), "layers": _layers(main, name), "unions": _unions(main)}
     return [save_figure(folder / f"{title}.png", picture) for title, picture in pictures.items()]
-
-
-def figure_grid(rows: int, columns: int, size: tuple[float, float] = (5.2, 3.4)) -> tuple[Figure, Any]:
-    """A figure without a window and its axes [rows][columns], each of `size` inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def save_figure(path: Path, figure: Figure, dpi: int = 150) -> Path:
-    """Writes the picture atomically and returns the path."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
-    return path
 
 
 def _similarity(variant: RuleVariant, name: str) -> Figure:
