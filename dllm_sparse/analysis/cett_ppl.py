@@ -27,15 +27,18 @@ CANDIDATES = 65536
 """Thresholds the published search distinguishes, between the smallest norm and the 0.99 quantile of a sample."""
 
 
+_CALIBRATION_TOKENS = 2048
+
+
 class Calibration:
     """Dense intermediate values of every layer on some text, from which thresholds for any CETT follow."""
 
-    def __init__(self, lm: LanguageModel, data: HeldOut, tokens: int = 2048) -> None:
+    def __init__(self, lm: LanguageModel, data: HeldOut) -> None:
         if lm.config.experts:
             raise UsageError("CETT is defined for dense FFNs; for experts use top-p (`dllm-sparse layers`)")
         self.ffns: dict[int, TappedFFN] = {ffn.layer: ffn for ffn in lm.transformer.ffns}
         self.values: dict[int, Tensor] = {}
-        rows = max(tokens // data.ids.shape[1], 1)
+        rows = max(_CALIBRATION_TOKENS // data.ids.shape[1], 1)
         with overriding(lm, SiteValues(self._collect)):
             evaluate(lm, data[:rows])
         self.norms = {layer: ffn.column_norms("intermediate") for layer, ffn in self.ffns.items()}

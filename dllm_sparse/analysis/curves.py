@@ -82,10 +82,9 @@ def task_curve(
     higher_is_better: bool,
     chance: float | None,
     resamples: int,
-    seed: int = 0,
 ) -> Curve:
-    """The curve of one task; items are resampled by (name, number of items, seed), hence paired across models."""
-    counts = resample_counts(values.items, resamples, name, seed)
+    """The curve of one task; items are resampled by its name and their number, hence paired across models."""
+    counts = resample_counts(values.items, resamples, name)
     return Curve(
         name=name,
         p=np.array(p),

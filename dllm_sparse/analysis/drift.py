@@ -113,9 +113,9 @@ class Lag:
 class Statistics:
     """All statistics of a set of counts; the resamples are drawn once, from a fixed seed."""
 
-    def __init__(self, counts: MaskCounts, resamples: int = RESAMPLES) -> None:
+    def __init__(self, counts: MaskCounts) -> None:
         self.counts = counts
-        self._weights = resample_counts(counts.prompts, resamples, "drift") if counts.prompts > 1 else None
+        self._weights = resample_counts(counts.prompts, RESAMPLES, "drift") if counts.prompts > 1 else None
 
     def selections(self) -> Iterator[tuple[SiteName, int | None]]:
         """Every (site, layer) to report, all layers together (None) first."""

@@ -22,10 +22,8 @@ _STEPS = 24
 _EXPONENTS = (0.05, 0.7, 2.5)
 
 
-def limit_interval(
-    fit: LawFit, tokens_billions: Sequence[float] | Array, ratio: Sequence[float] | Array, level: float = 0.95
-) -> Interval:
-    """Ends of A0 beyond which the F test refuses the best fit with that A0; None where [0, 1] holds no such end.
+def limit_interval(fit: LawFit, tokens_billions: Sequence[float] | Array, ratio: Sequence[float] | Array) -> Interval:
+    """Ends of A0 beyond which the F test refuses the best fit with that A0 (p < 0.05); None where [0, 1] has none.
 
     All other parameters are fitted anew at every A0. None at both ends where A0 itself lies outside [0, 1].
     """
@@ -34,7 +32,7 @@ def limit_interval(
     best = fit.rms_residual**2 * len(d)
     if not 0 <= fit.limit <= 1 or free < 1:
         return None, None
-    highest = max(best, np.finfo(np.float64).tiny) * (1 + float(stats.f.ppf(level, 1, free)) / free)
+    highest = max(best, np.finfo(np.float64).tiny) * (1 + float(stats.f.ppf(0.95, 1, free)) / free)
     x = np.log(d) - np.log(d).mean()
     # Twice the standard error is about right where it means anything at all.
     first = float(np.clip(2 * fit.standard_errors["A0"], 1e-6, 0.05))

@@ -116,13 +116,11 @@ def bootstrap_fits(fit: LawFit, tokens_billions: Array, activation_ratio: Array,
     return np.stack(rows)
 
 
-def bootstrap_band(
-    form: Form, samples: Array, tokens_billions: Sequence[float] | Array, level: float = 0.95
-) -> tuple[Array, Array]:
-    """Percentile band [n] of the curves of resampled parameters [R, k]: what the delta method cannot bend."""
+def bootstrap_band(form: Form, samples: Array, tokens_billions: Sequence[float] | Array) -> tuple[Array, Array]:
+    """95 % percentile band [n] of the curves of resampled parameters [R, k]: what the delta method cannot bend."""
     d = np.atleast_1d(np.asarray(tokens_billions, dtype=np.float64))
     curves = np.stack([curve(form, d, theta) for theta in samples])
-    low, high = np.quantile(curves, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    low, high = np.quantile(curves, [0.025, 0.975], axis=0)
     return low, high
 
 

@@ -62,9 +62,8 @@ class StreamingRank:
         self.gram += other.gram
         self.tokens += other.tokens
 
-    def value(self, normalised: bool = False) -> float:
+    def value(self) -> float:
         """The effective rank of everything taken in so far."""
         if not bool(torch.isfinite(self.gram).all()):
             raise NonFiniteActivations("NaN or Inf among the activations whose effective rank was asked for")
-        rank = rank_from_singular_values(torch.linalg.eigvalsh(self.gram).clamp_min(0).sqrt())
-        return rank / self.gram.shape[0] if normalised else rank
+        return rank_from_singular_values(torch.linalg.eigvalsh(self.gram).clamp_min(0).sqrt())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -51,9 +49,9 @@ class TokenReuse(Observer):
         self._count(context.token_class, moved)
         return self._outputs[ffn.layer][:, context.start : context.start + x.shape[1]].clone()
 
-    def work(self, classes: Sequence[TokenClass] = tuple(TokenClass)[1:]) -> float:
+    def work(self) -> float:
         """Share of the FFN's tokens that were computed, padding never counted."""
-        fed, computed = self.tokens[list(classes)].sum(0).tolist()
+        fed, computed = self.tokens[TokenClass.PADDING + 1 :].sum(0).tolist()
         return computed / fed if fed else 0.0
 
     def _count(self, token_class: Tensor, moved: Tensor) -> None:

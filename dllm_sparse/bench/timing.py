@@ -89,8 +89,8 @@ def time_calls(
     return {name: Timing.of(values) for name, values in times.items()}
 
 
-def graphed(run: Callable[[], object], device: torch.device, calls: int = 1) -> Callable[[], object]:
-    """`calls` calls captured as one CUDA graph; calling the result replays it. Without launches, kernels show.
+def graphed(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """A call captured as a CUDA graph; calling the result replays it. Without launches, kernels show.
 
     The result keeps `run` and the tensors it refers to alive: the graph reads their addresses.
     """
@@ -102,8 +102,7 @@ def graphed(run: Callable[[], object], device: torch.device, calls: int = 1) -> 
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(calls):
-            run()
+        run()
 
     def replay(run: Callable[[], object] = run) -> None:
         graph.replay()

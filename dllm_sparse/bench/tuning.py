@@ -101,21 +101,19 @@ def compile_tiles(pairs: Sequence[tuple[Problem, Tile]]) -> None:
 
 def _compile(pair: tuple[Problem, Tile]) -> None:
     problem, tile = pair
-    weights, x = _operands(problem, torch.device("cuda"), copies=1, density=0.5)
+    weights, x = _operands(problem, torch.device("cuda"), copies=1)
     stream_matmul(x, weights[0], Scratch(torch.device("cuda")), activation=_activation(problem), tile=tile)
     torch.cuda.synchronize()
 
 
-def tune(
-    problem: Problem, device: torch.device, *, density: float = 0.5, tiles: Sequence[Tile] | None = None
-) -> list[tuple[float, Tile]]:
+def tune(problem: Problem, device: torch.device) -> list[tuple[float, Tile]]:
     """Microseconds of every candidate, fastest first: medians over CUDA graph replays with rotated weights."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     scratch = Scratch(device)
     bytes_each = problem.k * problem.n * (4 if problem.gated else 2)
-    weights, x = _operands(problem, device, copies=max(_COPIES_BYTES // bytes_each, 4), density=density)
+    weights, x = _operands(problem, device, copies=max(_COPIES_BYTES // bytes_each, 4))
     timed = []
-    for tile in tiles or candidates(problem, processors):
+    for tile in candidates(problem, processors):
 
         def run(tile: Tile = tile) -> None:
             for weight in weights:
@@ -130,9 +128,8 @@ def _activation(problem: Problem) -> str | None:
     return "silu" if problem.gated else None
 
 
-def _operands(
-    problem: Problem, device: torch.device, *, copies: int, density: float
-) -> tuple[list[Tensor], Tensor | Listed]:
+def _operands(problem: Problem, device: torch.device, *, copies: int) -> tuple[list[Tensor], Tensor | Listed]:
+    """Weights to rotate through, and the rows they meet; of a listed problem half of the channels are listed."""
     columns = problem.n * (2 if problem.gated else 1)
     weights = [
         torch.randn(problem.k, columns, device=device, dtype=torch.bfloat16) * problem.k**-0.5 for _ in range(copies)
@@ -140,7 +137,7 @@ def _operands(
     x = torch.randn(problem.tokens, problem.k, device=device, dtype=torch.bfloat16)
     if not problem.listed:
         return weights, x
-    rows = (torch.rand(problem.k, device=device) < density).nonzero().flatten()
+    rows = (torch.rand(problem.k, device=device) < 0.5).nonzero().flatten()
     listed = torch.zeros(problem.k, dtype=torch.int32, device=device)
     listed[: len(rows)] = rows.int()
     return weights, Listed(x, listed, torch.tensor([len(rows)], dtype=torch.int32, device=device))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 import dllm_sparse
 from dllm_sparse.bench.machine import device_name
-from dllm_sparse.evaluation.fingerprints import git_revision, versions
+from dllm_sparse.evaluation.fingerprints import git_revision, installed_version, versions
 from dllm_sparse.kernels.dispatch import resolve_backend
 from dllm_sparse.kernels.selection import triton_installed
 from dllm_sparse.kernels.tuning import SHIPPED, file_name, user_file
@@ -40,7 +39,7 @@ def environment() -> dict[str, Any]:
     from huggingface_hub import constants
 
     return {
-        "versions": {**versions(), **{name: _version(name) for name in _ALSO}},
+        "versions": {**versions(), **{name: installed_version(name) for name in _ALSO}},
         "git_revision": git_revision(),
         "system": platform.platform(),
         "cpu": {
@@ -128,11 +127,4 @@ def _memory() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
         return None

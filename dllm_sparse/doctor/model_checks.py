@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import get_args
@@ -10,6 +9,7 @@ from typing import get_args
 import torch
 
 from dllm_sparse.doctor.verdicts import Wrong, within
+from dllm_sparse.files import file_sha256
 from dllm_sparse.generation import generate
 from dllm_sparse.models import resolve
 from dllm_sparse.models.families import BUNDLED
@@ -30,7 +30,7 @@ def bundled_files(device: torch.device) -> str:
     """Every file of the bundled models against the SHA-256 it was packaged with (format of sha256sum)."""
     lines = (resolve.BUNDLED_FOLDER / SUMS).read_text(encoding="ascii").splitlines()
     for expected, name in (line.split("  ") for line in lines):
-        found = hashlib.sha256((resolve.BUNDLED_FOLDER / name).read_bytes()).hexdigest()
+        found = file_sha256(resolve.BUNDLED_FOLDER / name)
         if found != expected:
             raise Wrong(f"{name} is not the packaged file (SHA-256 {found}); reinstall the package")
     return f"{len(lines)} files have the SHA-256 they were packaged with"

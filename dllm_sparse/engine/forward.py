@@ -60,14 +60,14 @@ class FFNRunner(Protocol):
 
 
 class FixedForward:
-    """Runs one transformer over static buffers. `layers_kept=False` uses one layer's cache for all (no caching)."""
+    """Runs one transformer over static buffers. A cache of one layer serves all of them where nothing is kept."""
 
     def __init__(self, net: Transformer, length: int) -> None:
         self.net = net
         device = net.embedding.weight.device
         self.scratch = Scratch(device)
         positions = torch.arange(length, device=device)
-        angles = positions[:, None].float() * net._frequencies.to(device)
+        angles = positions[:, None].float() * net.frequencies.to(device)
         self.tables = (angles.cos(), angles.sin())
         if device.type == "cuda" and net.embedding.weight.dtype in SIXTEEN_BIT:
             for block in net.blocks:

@@ -73,13 +73,16 @@ def code_fingerprint() -> str:
 
 def versions() -> dict[str, str | None]:
     """Versions of this package, Python and what computes."""
-    found: dict[str, str | None] = {"dllm_sparse": dllm_sparse.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    own = {"dllm_sparse": dllm_sparse.__version__, "python": platform.python_version()}
+    return {**own, **{package: installed_version(package) for package in _PACKAGES}}
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, None where it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @cache

@@ -10,11 +10,11 @@ from torch import Tensor
 from dllm_sparse.models.language_model import LanguageModel, token_classes
 from dllm_sparse.types import Step, StepContext, UsageError
 
+_ROWS = 32  # of a forward
+
 
 @torch.inference_mode()
-def infill_hits(
-    lm: LanguageModel, items: Sequence[Mapping[str, str]], *, two_sided: bool = True, batch_size: int = 32
-) -> Tensor:
+def infill_hits(lm: LanguageModel, items: Sequence[Mapping[str, str]], *, two_sided: bool = True) -> Tensor:
     """Whether the most likely token of each gap is the hidden one, [N] bool; one mask in the gap, one forward an item.
 
     Items hold `prefix`, `target` (a word of one token) and `suffix`, as those of tiny-infill do. Without `two_sided`
@@ -24,9 +24,9 @@ def infill_hits(
     if mask_id is None or lm.tokenizer is None:
         raise UsageError(f"{lm.name} has no mask token: gaps inside a text are for masked diffusion models only")
     hits = []
-    for start in range(0, len(items), batch_size):
+    for start in range(0, len(items), _ROWS):
         rows, gaps, targets = [], [], []
-        for item in items[start : start + batch_size]:
+        for item in items[start : start + _ROWS]:
             left = lm.token_ids(item["prefix"])
             right = lm.token_ids(item["suffix"], add_special_tokens=False) if two_sided else []
             rows.append([*left, mask_id, *right])

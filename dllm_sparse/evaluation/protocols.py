@@ -7,7 +7,7 @@ the paper. Percentages as published.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -33,7 +33,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProtocolTask:
-    """One task's settings. `gen_length` is also steps and block length; `p_percent` is what the scripts left."""
+    """One task's settings. `gen_length` is also steps and block length."""
 
     name: str
     shots: int | None = None
@@ -45,8 +45,6 @@ class ProtocolTask:
     dense: Published | None = None
     intermediate: Published | None = None
     all_inputs: Published | None = None
-    p_percent: Mapping[str, float] = field(default_factory=dict)
-    runs_code: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,18 +74,20 @@ class Protocol:
             },
         }
 
+    def selected(self, names: Sequence[str]) -> list[ProtocolTask]:
+        """Its tasks of these names in their order, all without a name; raises UsageError for one it has not."""
+        known = {task.name: task for task in self.tasks}
+        if unknown := [name for name in names if name not in known]:
+            raise UsageError(f"protocol {self.name} has no task {unknown[0]!r}; it has {', '.join(known)}")
+        return [known[name] for name in names] if names else list(self.tasks)
+
 
 def _plain(number: Published) -> dict[str, Any]:
     return {"percent": number.value, "confidence": number.confidence}
 
 
-def _likelihood(
-    name: str, shots: int, cfg: float, mc: int, batch: int, p: tuple[float, float], **more: Any
-) -> ProtocolTask:
-    knobs = {"intermediate": p[0], "all_inputs": p[1]}
-    return ProtocolTask(
-        name=name, shots=shots, metric="acc", cfg_scale=cfg, mc_num=mc, mc_batch=batch, p_percent=knobs, **more
-    )
+def _likelihood(name: str, shots: int, cfg: float, mc: int, batch: int, **more: Any) -> ProtocolTask:
+    return ProtocolTask(name=name, shots=shots, metric="acc", cfg_scale=cfg, mc_num=mc, mc_batch=batch, **more)
 
 
 def _official(value: float) -> Published:
@@ -106,26 +106,26 @@ PAPER_LLADA = Protocol(
     average={"intermediate": _note(68.13), "all_inputs": _note(56.79)},
     tasks=(
         ProtocolTask(
-            name="humaneval", gen_length=1024, runs_code=True, dense=_official(35.4),
-            intermediate=_note(81.25), all_inputs=_note(77.89), p_percent={"intermediate": 60, "all_inputs": 60},
+            name="humaneval", gen_length=1024, dense=_official(35.4),
+            intermediate=_note(81.25), all_inputs=_note(77.89),
         ),
         ProtocolTask(
-            name="mbpp", gen_length=1024, runs_code=True, dense=_official(40.0),
-            intermediate=_note(66.67), all_inputs=_note(59.18), p_percent={"intermediate": 77.5, "all_inputs": 77.5},
+            name="mbpp", gen_length=1024, dense=_official(40.0),
+            intermediate=_note(66.67), all_inputs=_note(59.18),
         ),
-        _likelihood("arc_challenge", 0, 0.5, 128, 8, (90, 90), dense=_official(47.9)),
+        _likelihood("arc_challenge", 0, 0.5, 128, 8, dense=_official(47.9)),
         _likelihood(
-            "hellaswag", 0, 0.5, 128, 8, (85, 85), dense=_official(72.5),
+            "hellaswag", 0, 0.5, 128, 8, dense=_official(72.5),
             intermediate=_note(71.21), all_inputs=_note(67.92),
         ),
-        _likelihood("piqa", 0, 0.5, 128, 8, (60, 60), dense=_official(74.4)),
-        _likelihood("gpqa_main_n_shot", 5, 0.5, 128, 8, (90, 90), dense=_official(26.1)),
-        _likelihood("winogrande", 5, 0.0, 128, 8, (80, 80), dense=_official(74.8)),
+        _likelihood("piqa", 0, 0.5, 128, 8, dense=_official(74.4)),
+        _likelihood("gpqa_main_n_shot", 5, 0.5, 128, 8, dense=_official(26.1)),
+        _likelihood("winogrande", 5, 0.0, 128, 8, dense=_official(74.8)),
         _likelihood(
-            "mmlu", 5, 0.0, 1, 1, (80, 80), dense=_official(65.9), intermediate=_note(69.46), all_inputs=_note(62.72)
+            "mmlu", 5, 0.0, 1, 1, dense=_official(65.9), intermediate=_note(69.46), all_inputs=_note(62.72)
         ),
-        _likelihood("cmmlu", 5, 0.0, 1, 1, (80, 75), dense=_official(69.9)),
-        _likelihood("ceval-valid", 5, 0.0, 1, 1, (85, 85), dense=_official(70.5)),
+        _likelihood("cmmlu", 5, 0.0, 1, 1, dense=_official(69.9)),
+        _likelihood("ceval-valid", 5, 0.0, 1, 1, dense=_official(70.5)),
     ),
 )  # fmt: skip
 
@@ -151,18 +151,6 @@ PAPER_AR = Protocol(
 )
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({"paper-llada": PAPER_LLADA, "paper-ar": PAPER_AR})
-
-QWEN_CRITICAL: Mapping[str, Mapping[str, float]] = MappingProxyType(
-    {
-        "qwen2.5-0.5b": {"intermediate": 46.54, "input": 42.01, "gate": 17.16, "up": 29.20},
-        "qwen2.5-1.5b": {"intermediate": 50.49, "input": 40.12, "gate": 25.93, "up": 35.50},
-        "qwen2.5-3b": {"intermediate": 71.16, "input": 39.40, "gate": 39.58, "up": 43.46},
-        "qwen2.5-7b": {"intermediate": 60.98, "input": 47.89, "gate": 37.25, "up": 43.05},
-        "qwen2.5-14b": {"intermediate": 71.66, "input": 47.39, "gate": 48.04, "up": 52.25},
-        "qwen2.5-32b": {"intermediate": 65.66, "input": 54.08, "gate": 40.20, "up": 52.46},
-    }
-)
-"""Critical sparsity in percent of the pretrained models, Table 1 of the paper's first version [quote]."""
 
 
 def protocol(name: str) -> Protocol:

@@ -91,7 +91,7 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
         given = f"{str(dtype).removeprefix('torch.')} on {device.type}"
         raise BackendUnavailable(f"backend 'cpu' needs float32 or bfloat16 on a CPU, not {given}; use --backend auto")
     if device.type != "cuda":
-        raise BackendUnavailable("backend 'triton' needs a CUDA GPU and the model is on the CPU; use --backend auto")
+        raise BackendUnavailable(f"backend 'triton' needs a CUDA GPU, not {device.type}; use --backend auto")
     if dtype not in (torch.bfloat16, torch.float16):
         given = str(dtype).removeprefix("torch.")
         raise BackendUnavailable(f"backend 'triton' needs bfloat16 or float16 weights, not {given}; use --backend auto")
@@ -105,9 +105,8 @@ def cpu_pays(
 ) -> bool:
     """True where `sparse_matvec` (or with `picking` `wanted_outputs`) should beat the dense product.
 
-    `share` is the part of the `weights` that one token needs, summed over the tokens.
-
-    The dense product of up to four tokens is taken to cost what one token costs, so the doubt goes to dense.
+    `share` is the part of the `weights` that one token needs, summed over the tokens. The dense product of up to four
+    tokens is taken to cost what one token costs, so the doubt goes to dense.
     """
     cost = CPU_COSTS[dtype]
     dense = weights / (cost.dense_rate * threads)

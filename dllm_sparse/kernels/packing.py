@@ -12,8 +12,6 @@ from torch import Tensor
 from dllm_sparse.kernels import reference, streaming
 from dllm_sparse.kernels.listing import Listed, list_kept
 
-MAX_WIDTH = 1 << 15
-"""Longest row, in entries, that fits the registers of one program."""
 _CHUNK = 256  # channels of the list a program writes
 
 

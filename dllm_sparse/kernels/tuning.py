@@ -89,11 +89,10 @@ def tile_for(problem: Problem, device: torch.device) -> Tile:
     return _tiles(properties.name).get(problem.key) or default_tile(problem, properties.multi_processor_count)
 
 
-def save_tiles(gpu: str, tiles: dict[str, Tile], path: Path | None = None) -> Path:
-    """Merges measured tiles into the user's file (or `path`), atomically; returns where."""
-    path = path or user_file(gpu)
+def save_tiles(gpu: str, tiles: dict[str, Tile]) -> Path:
+    """Merges measured tiles into the user's file, atomically; returns where."""
+    path = user_file(gpu)
     known = {key: list(tile) for key, tile in _read(path).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"gpu": gpu, "tiles": {**known, **{key: list(tile) for key, tile in tiles.items()}}})
     _tiles.cache_clear()
     return path

@@ -15,12 +15,11 @@ from dllm_sparse.models.structure import Layout, structural_layouts, widths
 from dllm_sparse.types import UnsupportedArchitecture
 
 
-def _glu(module: str = "mlp", activation: str = "act_fn") -> Layout:
-    return Layout(module, f"{module}.gate_proj", f"{module}.up_proj", f"{module}.down_proj", f"{module}.{activation}")
+def _glu(module: str = "mlp") -> Layout:
+    return Layout(module, f"{module}.gate_proj", f"{module}.up_proj", f"{module}.down_proj", f"{module}.act_fn")
 
 
-def _fused(module: str = "mlp") -> Layout:
-    return Layout(module, None, f"{module}.gate_up_proj", f"{module}.down_proj", f"{module}.activation_fn", fused=True)
+_FUSED = Layout("mlp", None, "mlp.gate_up_proj", "mlp.down_proj", "mlp.activation_fn", fused=True)
 
 
 def _plain(first: str, down: str, activation: str, module: str = "mlp.") -> Layout:
@@ -37,7 +36,7 @@ _UP_DOWN = _plain("up_proj", "down_proj", "act_fn")
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
         **dict.fromkeys(_GLU_TYPES, _glu()),
-        **dict.fromkeys(("phi3", "glm", "glm4"), _fused()),
+        **dict.fromkeys(("phi3", "glm", "glm4"), _FUSED),
         "qwen2_moe": _glu("mlp.shared_expert"),
         "apertus": _UP_DOWN,
         "arcee": _UP_DOWN,

@@ -141,7 +141,7 @@ class Transformer(nn.Module):
         if config.tied:
             self.head.weight = self.embedding.weight
         # Not a buffer: `module.to(bfloat16)` must not round the frequencies.
-        self._frequencies = rope_frequencies(config)
+        self.frequencies = rope_frequencies(config)
 
     @property
     def ffns(self) -> Sequence[FeedForward | Experts]:
@@ -191,8 +191,8 @@ class Transformer(nn.Module):
             visible = cache.length
         if positions is None:
             positions = torch.arange(start, start + tokens, device=ids.device)[None]
-        self._frequencies = self._frequencies.to(ids.device)
-        cos, sin = rope_tables(self._frequencies, positions)
+        self.frequencies = self.frequencies.to(ids.device)
+        cos, sin = rope_tables(self.frequencies, positions)
         rope = (cos.unsqueeze(1), sin.unsqueeze(1))
         bias = attention_bias(self.config, attention_mask, start, tokens, visible, ids.device)
         x = self.embedding(ids)

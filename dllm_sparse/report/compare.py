@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dllm_sparse.analysis.compare import Difference, difference
 from dllm_sparse.analysis.curves import Average, Curve
+from dllm_sparse.analysis.differences import Difference, difference
 from dllm_sparse.evaluation.critical import SiteCurves, SweepPlan, planned_points, site_curves
 from dllm_sparse.evaluation.noise import likelihood_noise, nearest_knob
 from dllm_sparse.evaluation.processes import Processes

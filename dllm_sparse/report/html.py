@@ -41,7 +41,7 @@ _PAGE = """<!DOCTYPE html>
 <main id="content">
 {body}
 </main>
-<noscript><p>The charts need JavaScript; all figures are in report.json.</p></noscript>
+<noscript><p>The charts need JavaScript; all figures are in the JSON file beside this page.</p></noscript>
 {data}
 {scripts}
 </body>
@@ -90,7 +90,7 @@ def text(value: object) -> str:
 
 def paragraph(value: object, style: str = "") -> str:
     """A paragraph of escaped text."""
-    return f"<p{_class(style)}>{text(value)}</p>"
+    return f'<p class="{text(style)}">{text(value)}</p>' if style else f"<p>{text(value)}</p>"
 
 
 def bullets(values: Iterable[object]) -> str:
@@ -110,10 +110,10 @@ def table(headers: Sequence[object], rows: Iterable[Sequence[object]], caption: 
     return f'<div class="scroll" tabindex="0"><table>{parts}</table></div>'
 
 
-def figure(id: str, caption: object, style: str = "") -> str:
+def figure(id: str, caption: object) -> str:
     """A place for a chart that a script draws into the element `id`; its numbers open below it as a table."""
     return (
-        f'<figure{_class(style)}><figcaption>{text(caption)}</figcaption><div class="chart" id="{text(id)}"></div>'
+        f'<figure><figcaption>{text(caption)}</figcaption><div class="chart" id="{text(id)}"></div>'
         f'<details class="numbers" data-for="{text(id)}"><summary>Numbers</summary></details></figure>'
     )
 
@@ -153,10 +153,6 @@ def _section(section: Section) -> str:
     if not section.title:
         return section.body
     return f'<section id="section-{text(section.id)}"><h2>{text(section.title)}</h2>\n{section.body}\n</section>'
-
-
-def _class(style: str) -> str:
-    return f' class="{text(style)}"' if style else ""
 
 
 def _policy(sources: Iterable[str]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def measure_run(
     if not snapshots:
         raise UsageError(f"{run} holds no snapshots; make some with `dllm-sparse train --snapshots 12 --out {run}`")
     how = how or Measurement()
-    settings = {**asdict(how), "steps": [snapshot.step for snapshot in snapshots], "text": hash_of(texts)}
+    text = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    settings = {**asdict(how), "steps": [snapshot.step for snapshot in snapshots], "text": text}
     stored = run / POINTS_FILE
     if stored.exists():
         found = read_sealed(stored, "a file of measured points")
@@ -186,13 +188,6 @@ def _measure(
     return points
 
 
-def hash_of(texts: Sequence[str]) -> str:
-    """A hash of the texts a measurement used."""
-    from hashlib import sha256
-
-    return sha256("\n".join(texts).encode()).hexdigest()
-
-
 def gather(inputs: Sequence[Path], measure: Callable[[Path], list[LawPoint]]) -> list[LawPoint]:
     """Points of CSV files and of run folders (or folders of run folders), in order. Raises UsageError for others."""
     points: list[LawPoint] = []
@@ -207,6 +202,3 @@ def gather(inputs: Sequence[Path], measure: Callable[[Path], list[LawPoint]]) ->
         else:
             raise UsageError(f"{path} is neither a CSV file nor a folder with snapshots of `train --snapshots`")
     return points
-
-
-CSV_COLUMNS = tuple(field.name for field in fields(LawPoint))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ class Part:
     sentences: Sequence[str] = ()
     picture: tuple[Path, str] | None = None
     headers: Sequence[str] = ()
-    rows: Sequence[Sequence[object]] = field(default=())
+    rows: Sequence[Sequence[object]] = ()
 
 
 def pictures_page(title: str, subtitle: str, parts: Sequence[Part]) -> str:

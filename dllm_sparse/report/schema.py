@@ -123,7 +123,7 @@ class RuleVariant(TypedDict):
 
     scope: str
     sparsity: dict[str, Any]  # SparsityConfig
-    measured_sparsity: dict[str, float]  # per site, mean, hook_mean
+    measured_sparsity: dict[str, float]  # per site, and their mean over all entries
     steps: list[StepFacts]
     curves: list[CurveValues]
     unions: list[UnionValues]

@@ -50,10 +50,10 @@ class Workload:
             loaded = load_tasks(list(tasks), limit, allow_code=allow_code)
             return cls(loaded, {task.name: TaskSettings(scoring, sampler) for task in loaded}, limit)
         chosen = protocol(published)
-        entries = _selected(chosen, tasks)
+        entries = chosen.selected(tasks)
         specs = [TaskSpec(entry.name, shots=entry.shots, metric=entry.metric) for entry in entries]
         loaded = load_tasks(specs, limit, allow_code=allow_code)
-        settings = {task.name: _published_settings(entry, scoring) for task, entry in zip(loaded, entries, strict=True)}
+        settings = {task.name: protocol_settings(entry, scoring) for task, entry in zip(loaded, entries, strict=True)}
         return cls(loaded, settings, limit, chosen)
 
     @classmethod
@@ -79,15 +79,8 @@ class Workload:
         }
 
 
-def _selected(chosen: Protocol, tasks: Sequence[str]) -> list[ProtocolTask]:
-    known = {task.name: task for task in chosen.tasks}
-    unknown = [name for name in tasks if name not in known]
-    if unknown:
-        raise UsageError(f"protocol {chosen.name} has no task {unknown[0]!r}; it has {', '.join(known)}")
-    return [known[name] for name in tasks] if tasks else list(chosen.tasks)
-
-
-def _published_settings(entry: ProtocolTask, scoring: ScoringOptions) -> TaskSettings:
+def protocol_settings(entry: ProtocolTask, scoring: ScoringOptions) -> TaskSettings:
+    """How a protocol answers one of its tasks; `scoring` holds what it leaves open."""
     if entry.mc_num is not None:
         scoring = replace(scoring, mc_num=entry.mc_num, mc_batch=entry.mc_batch, cfg_scale=entry.cfg_scale)
     if entry.gen_length is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dllm_sparse.engine.forward import FFNRunner, FixedForward
 from dllm_sparse.engine.observing import GraphableObserver, StepClock
-from dllm_sparse.kernels.packing import MAX_WIDTH
+from dllm_sparse.kernels.selection import MAX_ROW
 from dllm_sparse.models.feed_forward import FeedForward, FFNOverride, Tap, Tapped, known_context
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import Attention
@@ -52,7 +52,7 @@ class Sparsifier(GraphableObserver):
         self._observers = observers
         self._causal = lm.config.causal
         # Masks inside experts are the plain path's.
-        self._fits = max(lm.config.width, lm.config.ffn_width) <= MAX_WIDTH and not lm.config.experts
+        self._fits = max(lm.config.width, lm.config.ffn_width) <= MAX_ROW and not lm.config.experts
         _check_layers(config, lm.config.layers)
         self._norms: dict[Site, Tensor] = {}
         self._stored: dict[Site, Tensor] = {}
@@ -224,8 +224,8 @@ def sparsify(
 
     Yields the handle; `handle.sparsity` is the measured sparsity, e.g. {"input": .., "intermediate": .., "mean": ..}.
     Observers see every mask through `on_mask`; with `apply=False` they see the masks of a dense model, which stays
-    dense. Raises UsageError when the model is already sparsified, and
-    BackendUnavailable when an explicit backend cannot run.
+    dense. Raises UsageError when the model is already sparsified, BackendUnavailable when an explicit backend cannot
+    run.
     """
     handle = Sparsifier(lm, config, observers, apply=apply)
     with overriding(lm, handle):

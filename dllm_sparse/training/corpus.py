@@ -51,10 +51,10 @@ def clean(text: str) -> str:
     return text[: ends[-1]] if ends else ""
 
 
-def distinct_share(text: str, n: int = 4) -> float:
-    """Distinct n-grams of words over all of them, in [0, 1]; 1 for texts shorter than n words."""
+def distinct_share(text: str) -> float:
+    """Distinct 4-grams of words over all of them, in [0, 1]; 1 for texts of fewer than 4 words."""
     words = text.lower().split()
-    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+    grams = list(zip(*(words[i:] for i in range(4)), strict=False))
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
@@ -73,5 +73,5 @@ def wanted_texts(path: Path, min_distinct: float, min_characters: int) -> Iterat
 
 
 def is_held_out(text: str, per_mille: int) -> bool:
-    """Whether a document belongs to the held-out split; depends on its content alone, so copies stay together."""
+    """Whether a document, or a problem's prompt, is held out; depends on its content alone: copies stay together."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 1000 < per_mille

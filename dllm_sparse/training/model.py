@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.training.objectives import weighted_loss
 
+_STD = 0.02  # GPT-2's and Llama's
+
 
 class LossModel(nn.Module):
     """Loss in, gradient out: logits never leave the mixed-precision region, which saves an fp32 copy of [B, L, V]."""
@@ -29,15 +31,15 @@ class LossModel(nn.Module):
         return self.loss(self.transformer(inputs), targets, weights)
 
 
-def initialise(transformer: Transformer, seed: int, std: float = 0.02) -> None:
+def initialise(transformer: Transformer, seed: int) -> None:
     """Normal weights, the same for both twins; matrices that write to the residual scaled by 1/sqrt(2 layers).
 
     Drawn on the CPU: a seed means the same weights on any device. Scaling: GPT-2 (Radford et al. 2019, sec. 2.3).
     """
     generator = torch.Generator().manual_seed(seed)
-    residual = std / math.sqrt(2 * transformer.config.layers)
+    residual = _STD / math.sqrt(2 * transformer.config.layers)
     for name, parameter in transformer.named_parameters():
         if parameter.dim() < 2:
             continue
-        scale = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else std
+        scale = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else _STD
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * scale)

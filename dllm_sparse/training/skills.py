@@ -5,11 +5,12 @@ Problems whose prompt hashes into the held-out share are never trained on; test 
 
 from __future__ import annotations
 
-import hashlib
 import random
 import string
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+from dllm_sparse.training.corpus import is_held_out
 
 
 class Problem(NamedTuple):
@@ -67,19 +68,13 @@ def largest(rng: random.Random) -> Problem:
 SKILLS: tuple[Callable[[random.Random], Problem], ...] = (copy, reverse, sort, add, count, largest)
 
 
-def is_held_out(problem: Problem, per_mille: int) -> bool:
-    """Whether the problem belongs to the test share; depends on its prompt alone."""
-    digest = hashlib.sha256(problem.prompt.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % 1000 < per_mille
-
-
 def problems(seed: int, *, held_out: bool, per_mille: int) -> Iterator[Problem]:
     """An endless stream that cycles through the skills, all of it inside (or all outside) the held-out share."""
     rng = random.Random(seed)
     while True:
         for skill in SKILLS:
             problem = skill(rng)
-            while is_held_out(problem, per_mille) != held_out:
+            while is_held_out(problem.prompt, per_mille) != held_out:
                 problem = skill(rng)
             yield problem
 

@@ -53,8 +53,8 @@ def test_variants_take_turns_and_the_warm_up_is_dropped() -> None:
 def test_a_graph_replays_the_call() -> None:
     device = torch.device("cuda")
     counter = torch.zeros((), device=device)
-    replay = graphed(lambda: counter.add_(1), device, calls=4)
+    replay = graphed(lambda: counter.add_(1), device)
     before = float(counter)
     replay()
-    assert float(counter) == before + 4
+    assert float(counter) == before + 1
     assert time_calls({"replay": replay}, device)["replay"].median > 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dllm_sparse.evaluation.options import ScoringOptions
-from dllm_sparse.evaluation.protocols import PAPER_GRID, PROTOCOLS, QWEN_CRITICAL, protocol
+from dllm_sparse.evaluation.protocols import PAPER_GRID, PROTOCOLS, protocol
 from dllm_sparse.evaluation.tasks_loading import TaskDataMissing
-from dllm_sparse.report.workload import Workload, _published_settings, _selected
+from dllm_sparse.report.workload import Workload, protocol_settings
 from dllm_sparse.types import UsageError
 
 
@@ -16,7 +16,6 @@ def test_tasks_and_grid_are_those_of_the_paper() -> None:
     assert len(PROTOCOLS["paper-ar"].tasks) == 9
     assert len(PAPER_GRID) == 25  # and the dense run
     assert sorted(PAPER_GRID, reverse=True) == list(PAPER_GRID)
-    assert all(set(sites) == {"input", "up", "gate", "intermediate"} for sites in QWEN_CRITICAL.values())
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -31,19 +30,20 @@ def test_every_published_number_says_how_far_it_can_be_trusted(name: str) -> Non
 
 def test_settings_follow_the_protocol() -> None:
     tasks = {task.name: task for task in protocol("paper-llada").tasks}
-    hellaswag = _published_settings(tasks["hellaswag"], ScoringOptions()).scoring
+    hellaswag = protocol_settings(tasks["hellaswag"], ScoringOptions()).scoring
     assert (hellaswag.mc_num, hellaswag.group, hellaswag.cfg_scale) == (128, 8, 0.5)
-    mmlu = _published_settings(tasks["mmlu"], ScoringOptions()).scoring
+    mmlu = protocol_settings(tasks["mmlu"], ScoringOptions()).scoring
     assert (mmlu.mc_num, mmlu.cfg_scale) == (1, 0.0)
-    sampler = _published_settings(tasks["humaneval"], ScoringOptions()).sampler
+    sampler = protocol_settings(tasks["humaneval"], ScoringOptions()).sampler
     assert sampler is not None
     assert (sampler.gen_length, sampler.steps, sampler.block_length) == (1024, 1024, 1024)
 
 
 def test_a_selection_must_be_part_of_the_protocol() -> None:
-    assert [task.name for task in _selected(protocol("paper-llada"), ["piqa"])] == ["piqa"]
+    assert [task.name for task in protocol("paper-llada").selected(["piqa"])] == ["piqa"]
+    assert len(protocol("paper-llada").selected([])) == 10
     with pytest.raises(UsageError, match="has no task 'boolq'"):
-        _selected(protocol("paper-llada"), ["boolq"])
+        protocol("paper-llada").selected(["boolq"])
 
 
 @pytest.mark.slow

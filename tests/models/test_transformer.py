@@ -129,11 +129,11 @@ def test_causal_looks_back_only_and_bidirectional_both_ways() -> None:
 
 def test_rotary_embedding_keeps_its_precision_in_bf16() -> None:
     lm = tiny_lm(head_dim=16)
-    frequencies = lm.transformer._frequencies.clone()
+    frequencies = lm.transformer.frequencies.clone()
     lm.transformer.to(torch.bfloat16)
     assert lm.logits(random_ids(1, 4)).dtype == torch.bfloat16
-    assert lm.transformer._frequencies.dtype == torch.float32
-    assert torch.equal(lm.transformer._frequencies, frequencies)
+    assert lm.transformer.frequencies.dtype == torch.float32
+    assert torch.equal(lm.transformer.frequencies, frequencies)
     cos, sin = rope_tables(frequencies, torch.arange(4000, 4008))
     x = torch.randn(1, 2, 8, 16, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     assert torch.equal(rotate(x, cos, sin), rotate(x.float(), cos, sin).to(torch.bfloat16))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dllm_sparse.analysis.compare import difference
+from dllm_sparse.analysis.differences import difference
 
 NAMES = ("ours", "theirs")
 

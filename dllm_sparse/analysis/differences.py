@@ -32,7 +32,6 @@ def difference(
     values: tuple[float, float],
     resamples: tuple[Array, Array],
     *,
-    level: float = 0.95,
     censored: tuple[bool, bool] = (False, False),
     caveats: Sequence[str] = (),
 ) -> Difference:
@@ -42,39 +41,33 @@ def difference(
     censored, its lead is then a lower bound; a censored model behind decides nothing. `caveats` disqualify a curve.
     """
     gap = values[0] - values[1]
-    ends = interval(resamples[0] - resamples[1], level)
+    ends = interval(resamples[0] - resamples[1])
     low, high = ends or (None, None)
     ahead = 0 if gap > 0 else 1
     doubts = [*caveats, *([f"{names[1 - ahead]} never falls below the line"] if censored[1 - ahead] else [])]
     separated = ends is not None and (ends[0] > 0 or ends[1] < 0) and not doubts
-    words = verdict(names, gap, ends, level, doubts, at_least=censored[ahead])
+    words = _verdict(names, gap, ends, doubts, at_least=censored[ahead])
     return Difference(*names, gap, low, high, separated, words)
 
 
-def verdict(
-    names: tuple[str, str],
-    gap: float,
-    ends: tuple[float, float] | None,
-    level: float,
-    doubts: Sequence[str],
-    *,
-    at_least: bool = False,
+def _verdict(
+    names: tuple[str, str], gap: float, ends: tuple[float, float] | None, doubts: Sequence[str], *, at_least: bool
 ) -> str:
     """One sentence. It names a winner only where the interval excludes zero and nothing disqualifies the curves."""
     if ends is None:
         return f"No interval: a resample without a defined score; {names[0]} and {names[1]} cannot be compared here."
     span = f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f} points"
     if doubts:
-        return f"Not decided ({'; '.join(doubts)}): difference {100 * gap:+.1f} points, {level:.0%} interval {span}."
+        return f"Not decided ({'; '.join(doubts)}): difference {100 * gap:+.1f} points, 95% interval {span}."
     if ends[0] > 0 or ends[1] < 0:
         more, less = names if gap > 0 else names[::-1]
         sign = 1 if gap > 0 else -1
         low, high = sorted((sign * ends[0], sign * ends[1]))
         return (
             f"{more} tolerates {'at least ' if at_least else ''}{100 * abs(gap):.1f} points more sparsity than {less} "
-            f"({level:.0%} interval {100 * low:.1f} to {100 * high:.1f})."
+            f"(95% interval {100 * low:.1f} to {100 * high:.1f})."
         )
     return (
-        f"Not separated: {names[0]} minus {names[1]} is {100 * gap:+.1f} points and the {level:.0%} interval, {span}, "
+        f"Not separated: {names[0]} minus {names[1]} is {100 * gap:+.1f} points and the 95% interval, {span}, "
         f"contains 0."
     )
