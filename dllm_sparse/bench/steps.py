@@ -46,8 +46,8 @@ class _StepLog(StepClock):
     def on_step(self, step: Step, result: StepResult) -> None:
         self.note(Ran(step, result.confidence is not None))
 
-    def graph_step(self, step: Step) -> None:
-        self.note(Ran(step))
+    def graph_step(self, step: Step, *, decides: bool = True) -> None:
+        self.note(Ran(step, decides))
 
     def note(self, ran: Ran) -> None:
         """A step ended, or was launched."""

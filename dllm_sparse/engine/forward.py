@@ -77,7 +77,7 @@ class FixedForward:
     def __call__(
         self, ids: Tensor, window: Window, cache: KVCache, rows: Tensor, ffn: FFNRunner | None = None
     ) -> Tensor:
-        """Logits [R, V] of the flat rows [R] of ids [B, T]; keys and values of all T go to the cache."""
+        """Logits [R, V] of the flat rows [R] of ids [B, T], which may be none; keys and values of all T are cached."""
         x = F.embedding(ids, self.net.embedding.weight).flatten(0, 1)
         delta: Tensor | None = None
         run_ffn = ffn or self.dense_ffn
@@ -86,6 +86,8 @@ class FixedForward:
             place = layer if len(cache.keys) > 1 else 0
             x, delta = self._attention(block, x, delta, window, cache.keys[place], cache.values[place])
             x, delta = run_ffn(block, x, delta)
+        if not len(rows):
+            return x.new_empty(0, self.net.config.vocab_size)
         x = x[rows]
         _, normed = add_norm(x, None if delta is None else delta[rows], self.net.norm.weight, self.net.norm.eps)
         logits = F.linear(normed, self.net.head.weight)

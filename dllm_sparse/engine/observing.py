@@ -19,8 +19,9 @@ def rows_may_leave(lm: LanguageModel, observers: Observers) -> bool:
 class StepClock(Observer):
     """An observer that decoding as graphs can serve because it only wants to know that a step was launched."""
 
-    def graph_step(self, step: Step) -> None:
-        """A step was launched on the current stream; nothing was waited for."""
+    def graph_step(self, step: Step, *, decides: bool = True) -> None:
+        """A step was launched on the current stream; nothing was waited for. One that does not decide feeds tokens for
+        their keys and values alone."""
 
 
 class GraphableObserver(Observer, ABC):

@@ -19,14 +19,15 @@ _MAX_QUERIES = 64
 class Span(NamedTuple):
     """What the queries may see, on the device: positions begin[b] .. end[0] of a cache of S positions.
 
-    begin [B] int64 (left padding), end [1] int64; `padded` tells the host whether any begin is not 0, and `causal`
-    whether T > 1 queries see only what is not behind them (a prefill from position 0).
+    begin [B] int64 (left padding), end [1] int64; `padded` tells the host whether any begin is not 0. `block`: in a
+    prefill from position 0, queries see nothing behind their own block of so many positions (1: causal attention, 0:
+    they see everything); the queries of one block need no more than `end`.
     """
 
     begin: Tensor
     end: Tensor
     padded: bool
-    causal: bool
+    block: int
     whole: bool  # end is S: no position behind the last is hidden
 
 
@@ -84,17 +85,18 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, span: Span, scratch: Scratch
     batch, heads, tokens, dim = q.shape
     group = heads // keys.shape[1]
     fits = on_gpu(q) and tokens * group <= _MAX_QUERIES and dim in (16, 32, 64, 128)
-    if fits and (not span.causal or tokens == 1):
+    prefill = 0 < span.block < tokens
+    if fits and not prefill:
         return _attend_split(q, keys, values, span, scratch)
-    mask, causal = None, span.causal and tokens > 1
-    if causal:
+    if prefill:
         keys, values = keys[:, :, :tokens], values[:, :, :tokens]
-    if span.padded or not (span.whole or causal):
+    mask, causal = None, prefill and span.block == 1 and not span.padded
+    if not causal and (span.padded or prefill or not span.whole):
         place = torch.arange(keys.shape[2], device=q.device)
         mask = (place >= span.begin[:, None, None, None]) & (place < span.end)
-        if causal:
+        if prefill:  # a padding query sees itself, or its softmax would have no entry at all
             row = torch.arange(tokens, device=q.device)[:, None]
-            mask, causal = mask & (place <= row) | (place == row), False
+            mask = mask & (place // span.block <= row // span.block) | (place == row)
     y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=group > 1)
     return y.transpose(1, 2).reshape(batch * tokens, heads * dim)
 

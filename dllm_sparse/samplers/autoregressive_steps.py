@@ -34,7 +34,7 @@ class AutoregressiveGraphs(GraphBuffers):
         slots = torch.arange(prompt, device=device)
         positions = (slots[None] - self.begin[:, None]).clamp_min(0)
         self.end.fill_(prompt)
-        window = Window(slots, positions.flatten(), self.span(causal=True, whole=False))
+        window = Window(slots, positions.flatten(), self.span(block=1, whole=False))
         rows = torch.arange(1, batch + 1, device=device) * prompt - 1
         ids = self.ids[:, :prompt].contiguous()
         classes = torch.full_like(ids, TokenClass.PROMPT).masked_fill_(slots < self.begin[:, None], TokenClass.PADDING)
@@ -67,7 +67,7 @@ class AutoregressiveGraphs(GraphBuffers):
 
     def _decode(self) -> None:
         ids = self.ids[: self.rows].index_select(1, self.slot)
-        window = Window(self.slot, self.position[: self.rows], self.span(causal=True, whole=False))
+        window = Window(self.slot, self.position[: self.rows], self.span(block=1, whole=False))
         self._commit(self.run_forward(ids, window, torch.arange(self.rows, device=ids.device), self._classes))
 
     def _classes(self) -> Tensor:

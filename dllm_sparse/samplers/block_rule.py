@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 from dllm_sparse.models.language_model import LanguageModel
@@ -9,6 +13,28 @@ from dllm_sparse.samplers.confidence import keep_likely, pick_by_threshold_or_qu
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.remasking import Choice, Contest, Rule, check_finite
 from dllm_sparse.samplers.schedule import transfer_counts
+
+
+class Turn(NamedTuple):
+    """What one step may do to a block of L tokens in B rows: [B, L] bool, and [B] bool for whole rows."""
+
+    masked: Tensor  # [B, L] masks to be decided
+    unmasking: Tensor  # [B] rows that have some
+    editing: Tensor  # [B] rows that have none and only edit
+    editable: Tensor  # [B, L] decoded tokens that may be rewritten
+
+    @classmethod
+    def of(cls, masked: Tensor, given: Tensor, live: Tensor, posts: Tensor, most_posts: int) -> Turn:
+        """From masked and given positions [B, L], rows that still take part [B], and their editing steps so far [B]."""
+        masked = masked & live[:, None]
+        unmasking = masked.any(-1)
+        editing = ~unmasking & live & (posts < most_posts)
+        return cls(masked, unmasking, editing, (unmasking | editing)[:, None] & ~masked & ~given)
+
+    def posts(self, before: Tensor, written: Tensor, most_posts: int) -> Tensor:
+        """Editing steps [B] after this one, which wrote [B, L]: a row that found nothing to edit has had them all."""
+        edited = (written & ~self.masked).any(-1)
+        return torch.where(self.editing & ~edited, most_posts, before + self.editing)
 
 
 class BlockRule(Rule):
@@ -26,13 +52,19 @@ class BlockRule(Rule):
         super().__init__(lm, config)
         steps = config.steps // config.blocks if config.steps else config.block_length
         quotas = transfer_counts(config.block_length, steps)
-        self._quotas = [max(quota, config.minimal_topk) for quota in quotas if quota]
+        self.quotas = [max(quota, config.minimal_topk) for quota in quotas if quota]
         self.left = 0  # unmasking steps that the block may still take
 
     @property
     def steps(self) -> int:
         """Unmasking steps of a block, at most."""
-        return len(self._quotas)
+        return len(self.quotas)
+
+    def sure_steps(self, masks: int) -> int:
+        """The fewest unmasking steps that a block with so many masks in some row may take."""
+        if not self.config.by_quota:
+            return 1
+        return 1 + sum(total < masks for total in accumulate(self.quotas))
 
     @property
     def most_posts(self) -> int:
@@ -71,7 +103,7 @@ class BlockRule(Rule):
         return tokens, probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
     def _pick_masked(self, confidence: Tensor) -> Tensor:
-        quota = [self._quotas[-self.left]] * len(confidence)
+        quota = [self.quotas[-self.left]] * len(confidence)
         self.left -= 1
         if self.config.threshold is not None:
             return pick_by_threshold_or_quota(confidence, self.config.threshold, quota)

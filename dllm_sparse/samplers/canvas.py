@@ -25,16 +25,13 @@ class Decoded:
 class Canvas:
     """The state of one generation: ids, which positions are masks, and what the last step committed.
 
-    What is to be generated holds `mask_id` (an autoregressive loop puts its fill there). `overhang` more positions
-    behind it fill up the last block: they are decoded, too, but are no part of the result.
+    What is to be generated holds `mask_id` (an autoregressive loop puts its fill there).
     """
 
-    def __init__(
-        self, prompt: Tensor, attention_mask: Tensor | None, gen_length: int, mask_id: int, overhang: int = 0
-    ) -> None:
+    def __init__(self, prompt: Tensor, attention_mask: Tensor | None, gen_length: int, mask_id: int) -> None:
         self.mask_id = mask_id
         self.prompt_length = prompt.shape[1]
-        more = (0, gen_length + overhang)
+        more = (0, gen_length)
         self.ids = torch.nn.functional.pad(prompt, more, value=mask_id)
         self.attention_mask = attention_mask
         if attention_mask is not None:
@@ -53,6 +50,11 @@ class Canvas:
     def masked(self) -> Tensor:
         """Positions [B, L] that are still to be decided."""
         return (self.ids == self.mask_id) & ~self.ended[:, None]
+
+    def give(self, ids: Tensor, start: int) -> None:
+        """Puts ids [B, T] at `start`, behind the prompt; those that are not masks belong to it."""
+        self.ids[:, start : start + ids.shape[1]] = ids
+        self.given = self.ids != self.mask_id
 
     def take(self, rows: Tensor) -> Canvas:
         """The canvas of these rows [R] alone; `put` brings back what becomes of it."""
@@ -77,7 +79,8 @@ class Canvas:
         if not ends:
             return False
         generated = self.ids[:, self.prompt_length : end]
-        self.ended |= torch.isin(generated, torch.tensor(ends, device=generated.device)).any(-1)
+        found = torch.isin(generated, torch.tensor(ends, device=generated.device))
+        self.ended |= (found & ~self.given[:, self.prompt_length : end]).any(-1)
         self.ids[:, end:].masked_fill_(self.ended[:, None], ends[0])
         return bool(self.ended.all())
 
@@ -85,6 +88,7 @@ class Canvas:
         """Class [B, L] int8 of every position before the next step."""
         classes = torch.full_like(self.ids, TokenClass.DECODED, dtype=torch.int8)
         classes[:, : self.prompt_length] = TokenClass.PROMPT
+        classes[self.given] = TokenClass.PROMPT
         classes[self.committed] = TokenClass.COMMITTED
         classes[self.masked()] = TokenClass.MASKED
         if self.attention_mask is not None:

@@ -84,14 +84,18 @@ def pick_by_threshold(confidence: Tensor, threshold: float) -> Tensor:
     return (best | (confidence >= threshold)) & (confidence > -torch.inf)
 
 
-def pick_by_threshold_or_quota(confidence: Tensor, threshold: float, quota: list[int]) -> Tensor:
+def pick_by_threshold_or_quota(confidence: Tensor, threshold: float, quota: list[int] | Tensor) -> Tensor:
     """All positions with confidence > threshold where they are at least quota[row] many, else the quota[row] best.
 
     The rule of LLaDA2 and SDAR; unlike Fast-dLLM's it is strict, and a step has a planned least number of tokens.
+    With the quota [B] on the device there are no host values, as in `pick_by_rank`.
     """
     high = confidence > threshold
-    enough = high.sum(-1) >= torch.tensor(quota, device=confidence.device)
-    return torch.where(enough[:, None], high, pick_by_quota(confidence, quota))
+    if isinstance(quota, Tensor):
+        best, least = pick_by_rank(confidence, quota), quota
+    else:
+        best, least = pick_by_quota(confidence, quota), torch.tensor(quota, device=confidence.device)
+    return torch.where((high.sum(-1) >= least)[:, None], high, best)
 
 
 def pick_by_factor(confidence: Tensor, factor: float) -> Tensor:

@@ -17,7 +17,7 @@ from dllm_sparse.kernels.cached_attention import Span
 from dllm_sparse.models.kv_cache import KVCache
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.canvas import Canvas
-from dllm_sparse.types import NonFiniteActivations
+from dllm_sparse.types import NonFiniteActivations, TokenClass
 
 _FORWARDS_FOR_A_CAPTURE = 32
 """Forwards still planned that make up for capturing steps of fewer rows, which costs two or three plain forwards."""
@@ -41,13 +41,14 @@ class GraphBuffers(ABC):
         self.cached = cached
         self.cache = KVCache(lm.config, batch, length, device, lm.dtype, layers=None if cached else 1)
         self.ffn = ffn(self.forward) if ffn is not None else None
+        self.mask_id = canvas.mask_id
         self.ids = torch.zeros_like(canvas.ids)
+        self.given = torch.zeros_like(canvas.given)
         self.commit_step = torch.zeros_like(canvas.ids)
         self.index = torch.zeros(1, dtype=torch.int64, device=device)
         self.broken = torch.zeros(1, dtype=torch.bool, device=device)
         self.begin = torch.zeros(batch, dtype=torch.int64, device=device)
         self.end = torch.full((1,), length, dtype=torch.int64, device=device)
-        self.prompt_length = torch.zeros(1, dtype=torch.int64, device=device)
         self.resting = torch.zeros(batch, dtype=torch.bool, device=device)
         self.flags = Flags(self.resting)
         self.rows, self.order = batch, list(range(batch))
@@ -66,6 +67,7 @@ class GraphBuffers(ABC):
         """Takes over a new canvas of the same shape."""
         self.rows, self.order = len(self.order), list(range(len(self.order)))
         self.ids.copy_(canvas.ids)
+        self.given.copy_(canvas.given)
         self.commit_step.fill_(-1)
         self.broken.zero_()
         self.index.zero_()
@@ -73,7 +75,6 @@ class GraphBuffers(ABC):
         self.flags.forget()
         for rows in self.ffn.reset() if self.ffn is not None else ():
             self.forget(rows)
-        self.prompt_length.fill_(canvas.prompt_length)
         if canvas.attention_mask is not None:
             self.begin.copy_((canvas.attention_mask == 0).sum(-1))
 
@@ -104,7 +105,7 @@ class GraphBuffers(ABC):
 
     def by_row(self) -> tuple[Tensor, ...]:
         """The buffers [B, ...] that go with a row when it changes its place."""
-        return self.ids, self.commit_step, self.begin, self.resting
+        return self.ids, self.given, self.commit_step, self.begin, self.resting
 
     def _enough_rows(self, needed: int, forwards_left: int) -> int:
         """The smallest power of two that holds the rows needed and is worth its capture, else all rows."""
@@ -117,9 +118,25 @@ class GraphBuffers(ABC):
     def _index(self, places: list[int]) -> Tensor:
         return torch.tensor(places, device=self.ids.device)
 
-    def span(self, *, causal: bool, whole: bool) -> Span:
+    def span(self, *, block: int, whole: bool) -> Span:
         """What the rows that are fed may see."""
-        return Span(self.begin[: self.rows], self.end, padded=self.padded, causal=causal, whole=whole)
+        return Span(self.begin[: self.rows], self.end, padded=self.padded, block=block, whole=whole)
+
+    def positions(self, slots: Tensor) -> Tensor:
+        """Rotary positions [rows * T] of canvas positions [T], as `LanguageModel.positions` has them."""
+        if not self.lm.config.text_positions:
+            return slots.repeat(self.rows)
+        return (slots - self.begin[: self.rows, None]).clamp_min(0).flatten()
+
+    def classes(self, ids: Tensor, slots: Tensor) -> Tensor:
+        """Class [B, T] int64 of every token fed, as `Canvas.token_class` has it."""
+        classes = torch.full_like(ids, TokenClass.DECODED)
+        committed = self.commit_step[: len(ids)].index_select(1, slots) == self.index - 1
+        classes.masked_fill_(committed, TokenClass.COMMITTED)
+        classes.masked_fill_(self.given[: len(ids)].index_select(1, slots), TokenClass.PROMPT)
+        classes.masked_fill_(ids.eq(self.mask_id), TokenClass.MASKED)
+        hidden = (slots < self.begin[: len(ids), None]) | self.resting[: len(ids), None]
+        return classes.masked_fill_(hidden, TokenClass.PADDING)
 
     def run_forward(self, ids: Tensor, window: Window, rows: Tensor, classes: Callable[[], Tensor]) -> Tensor:
         """Logits [R, V] of flat rows [R] of ids [B, T], whose token classes an FFN that counts wants to know."""

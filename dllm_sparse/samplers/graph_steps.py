@@ -16,13 +16,13 @@ from dllm_sparse.engine.forward import Window
 from dllm_sparse.engine.graphs import Replayed
 from dllm_sparse.engine.observing import GraphableObserver, StepClock
 from dllm_sparse.kernels.experts import never_waits
-from dllm_sparse.kernels.streaming import choose
+from dllm_sparse.kernels.streaming import Scratch, choose
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.canvas import Canvas
 from dllm_sparse.samplers.confidence import pick_by_factor, pick_by_rank, pick_by_threshold
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.graph_buffers import FFNMaker, GraphBuffers
-from dllm_sparse.types import Observers, TokenClass, UsageError
+from dllm_sparse.types import Observers, UsageError
 
 _LEAST_FORWARDS = 8
 """A capture costs about as much as two or three plain forwards."""
@@ -67,13 +67,19 @@ def why_not_graphed(lm: LanguageModel, config: SamplerConfig) -> str | None:
     if lm.kind == "autoregressive":
         return None
     reasons = (
-        (lm.config.attention == "block_causal", "a block-causal model feeds its blocks behind a growing cache"),
         (config.draws, f"remasking {config.remasking!r} draws random numbers on the host"),
         (config.by_timesteps, f"remasking {config.remasking!r} plans its steps on the host"),
         (config.cfg_scale > 0, "guidance doubles the rows"),
         (config.logits_eos_inf or config.confidence_eos_eot_inf, "logits are edited between the model and the choice"),
     )
     return next((reason for holds, reason in reasons if holds), None)
+
+
+def greedy(logits: Tensor, scratch: Scratch, config: SamplerConfig) -> tuple[Tensor, Tensor]:
+    """The best token [M] of logits [M, V] and its probability [M] in the type that confidences have."""
+    wide = config.confidence_dtype == "float64" or logits.dtype == torch.float64
+    tokens, probability = choose(logits, scratch, wide=wide)
+    return tokens, probability.to(logits.dtype) if config.confidence_dtype == "model" else probability
 
 
 @dataclass(slots=True)
@@ -100,7 +106,7 @@ class DiffusionGraphs(GraphBuffers):
 
     def __init__(self, lm: LanguageModel, canvas: Canvas, config: SamplerConfig, ffn: FFNMaker | None = None) -> None:
         super().__init__(lm, canvas, cached=config.cache != "none", ffn=ffn)
-        self.config, self.mask_id = config, canvas.mask_id
+        self.config = config
         self.quota = torch.zeros(canvas.ids.shape[0], dtype=torch.int64, device=lm.device)
         self.masks_won = torch.zeros(1, dtype=torch.bool, device=lm.device)
         self._quota: int | None = None
@@ -155,33 +161,15 @@ class DiffusionGraphs(GraphBuffers):
         inside = torch.arange(competing, device=device) - self.lm.config.logit_shift
 
         def body() -> None:
-            window = Window(slots, self._positions(slots, batch), self.span(causal=False, whole=True))
+            window = Window(slots, self.positions(slots), self.span(block=0, whole=True))
             ids = self.ids[:batch].index_select(1, slots)
             rows = (first + (inside + offset).clamp_min(0)).flatten()
-            self._commit(self.run_forward(ids, window, rows, lambda: self._classes(ids, slots)), row_slots)
+            self._commit(self.run_forward(ids, window, rows, lambda: self.classes(ids, slots)), row_slots)
 
         return _Shape(slots, row_slots, offset, Replayed(body, device, self.pool, self.settle(tokens)))
 
-    def _positions(self, slots: Tensor, batch: int) -> Tensor:
-        """Rotary positions [batch * T] of canvas positions [T], as `LanguageModel.positions` has them."""
-        if not self.lm.config.text_positions:
-            return slots.repeat(batch)
-        return (slots - self.begin[:batch, None]).clamp_min(0).flatten()
-
-    def _classes(self, ids: Tensor, slots: Tensor) -> Tensor:
-        """Class [B, T] int64 of every token fed, as `Canvas.token_class` has it."""
-        classes = torch.full_like(ids, TokenClass.DECODED)
-        committed = self.commit_step[: len(ids)].index_select(1, slots) == self.index - 1
-        classes.masked_fill_(committed, TokenClass.COMMITTED)
-        classes.masked_fill_(slots < self.prompt_length, TokenClass.PROMPT)
-        classes.masked_fill_(ids.eq(self.mask_id), TokenClass.MASKED)
-        hidden = (slots < self.begin[: len(ids), None]) | self.resting[: len(ids), None]
-        return classes.masked_fill_(hidden, TokenClass.PADDING)
-
     def _commit(self, logits: Tensor, row_slots: Tensor) -> None:
-        tokens, probability = choose(logits, self.forward.scratch, wide=self._wide(logits))
-        if self.config.confidence_dtype == "model":
-            probability = probability.to(logits.dtype)
+        tokens, probability = greedy(logits, self.forward.scratch, self.config)
         fed_ids, fed_steps = self.ids[: self.rows], self.commit_step[: self.rows]
         current = fed_ids.index_select(1, row_slots)
         masked = current.eq(self.mask_id)
@@ -197,9 +185,6 @@ class DiffusionGraphs(GraphBuffers):
         if not self.config.by_quota and len(row_slots) == self.config.block_length:
             torch.logical_not(new.eq(self.mask_id).any(-1), out=self.resting[: self.rows])
         self.index += 1
-
-    def _wide(self, logits: Tensor) -> bool:
-        return self.config.confidence_dtype == "float64" or logits.dtype == torch.float64
 
     def _pick(self, confidence: Tensor) -> Tensor:
         if self.config.threshold is not None:

@@ -65,9 +65,10 @@ def test_a_decode_step_reads_one_token_and_all_before_it() -> None:
     assert forward_of(lm, workload(batch=3), ds.Step(4, 8)) == ("decode", Fed(3, 1, 9, 1, block=1))
 
 
-def test_floors_of_block_diffusion_counted_by_hand() -> None:
+@pytest.mark.parametrize("execution", ["eager", "graph"])
+def test_floors_of_block_diffusion_counted_by_hand(execution: str) -> None:
     """Prompt of 6 in blocks of 4, 8 tokens to decode: 4 prompt tokens first, then blocks behind 4, 8 and 12 of them."""
-    lm, work = tiny_lm(block_length=4), workload(prompt_length=6, threshold=1.0)
+    lm, work = tiny_lm(block_length=4), workload(prompt_length=6, threshold=1.0, execution=execution)
     rows = {row["forward"]: row for row in step_rows(lm, work, BYTES_ALONE, _run(lm, work))}
     width, heads, kv_heads, head_dim, ffn_width, layers = 16, 4, 2, 4, 24, 2
     layer = width * (heads + 2 * kv_heads) * head_dim + heads * head_dim * width + 3 * width * ffn_width
@@ -86,9 +87,12 @@ def test_floors_of_block_diffusion_counted_by_hand() -> None:
 
 
 @pytest.mark.parametrize("execution", ["eager", "graph"])
-@pytest.mark.parametrize(("kind", "options"), [("diffusion", {"cache": "dual"}), ("autoregressive", {})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("diffusion", {"cache": "dual"}), ("autoregressive", {}), ("block", {"threshold": 0.2})]
+)
 def test_experts_of_a_step_are_those_its_tokens_chose(kind: str, options: dict[str, Any], execution: str) -> None:
-    lm, work = tiny_lm(kind, moe=MOE, layers=3), workload(batch=2, execution=execution, **options)
+    facts = {"block_length": 4} if kind == "block" else {"kind": kind}
+    lm, work = tiny_lm(**facts, moe=MOE, layers=3), workload(batch=2, execution=execution, **options)
     run = _run(lm, work)
     run()  # captures steps that do not count
     counter = ExpertCount(lm)

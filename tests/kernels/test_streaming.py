@@ -145,7 +145,7 @@ def test_split_attention_equals_the_library(scratch, tokens, heads, seen) -> Non
     keys[:, :, seen:], values[:, :, seen:] = torch.nan, torch.nan
     if tokens * heads // kv_heads > 64:
         keys[:, :, seen:], values[:, :, seen:] = 0, 0  # the library reads what it masks
-    span = Span(begin, end, padded=True, causal=False, whole=False)
+    span = Span(begin, end, padded=True, block=0, whole=False)
     assert relative(attend(q, keys, values, span, scratch), truth) < 5e-3
 
 

@@ -232,7 +232,6 @@ def test_random_remasking_commits_in_a_drawn_order() -> None:
         ({"max_post_steps": 3}, "max_post_steps is 3, but decoding without editing_threshold does not use it"),
         ({"top_k": 3}, "top_k is 3, but greedy decoding does not use it"),
         ({"top_p": 0.9}, "top_p is 0.9, but greedy decoding does not use it"),
-        ({"execution": "graph"}, "execution 'graph' cannot run this: a block-causal model"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
