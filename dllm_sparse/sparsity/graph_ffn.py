@@ -111,9 +111,10 @@ class GraphSparseFFN:
                 f"NaN or Inf in the activations at step {step}; execution 'eager' names layer and site"
             )
         for state in self._rows.values():
-            state.collect(counts)
+            totals = state.totals()
+            state.add_to(counts, totals)
             if self.on_gpu and not self._always:
-                state.decide_again(or_dense=self.config.where == "faster")
+                state.decide_again(totals, or_dense=self.config.where == "faster")
 
     def _watch(self, x: Tensor) -> None:
         """Notes NaN or Inf in what the last layer leaves of real tokens [M, D].

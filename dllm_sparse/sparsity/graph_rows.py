@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,18 @@ from dllm_sparse.types import Site, SiteName, TokenClass
 
 Choice = list[list[bool]]
 """One decision per layer and site."""
+
+
+class Totals(NamedTuple):
+    """What was counted over forwards, as `SparsityCounts.add_totals` takes it: kept [L, S, C] and tokens [C] by class,
+    union, union_calls and call_sparsity [L, S], calls [1]."""
+
+    kept: Tensor
+    tokens: Tensor
+    union: Tensor
+    union_calls: Tensor
+    call_sparsity: Tensor
+    calls: Tensor
 
 
 class GraphRows:
@@ -74,7 +88,7 @@ class GraphRows:
     def add(self, classes: Tensor) -> None:
         """Adds a forward of tokens with these classes [M] to the counts."""
         if self.kept.is_cuda and triton_installed():
-            self._add_at_once(classes)
+            self.add_at_once(classes)
         else:
             self.add_by_parts(classes)
 
@@ -94,7 +108,8 @@ class GraphRows:
         self._call_sparsity += torch.where(live > 0, 1 - kept.sum(-1).double() / entries, 0.0)
         self._calls += live > 0
 
-    def _add_at_once(self, classes: Tensor) -> None:
+    def add_at_once(self, classes: Tensor) -> None:
+        """The kernel behind `add`."""
         from dllm_sparse.kernels.gpu.count import count_kernel
 
         count_kernel[(self.union.numel(),)](
@@ -114,8 +129,12 @@ class GraphRows:
             num_warps=2,
         )
 
-    def _totals(self) -> tuple[Tensor, ...]:
-        return self._kept, self._tokens, self._union, self._union_calls, self._call_sparsity, self._calls
+    def _totals(self) -> Totals:
+        return Totals(self._kept, self._tokens, self._union, self._union_calls, self._call_sparsity, self._calls)
+
+    def totals(self) -> Totals:
+        """What was counted since `reset`, on the CPU; waits for the device."""
+        return Totals(*(total.cpu() for total in self._totals()))
 
     def settle(self, *, always: bool, on_gpu: bool, or_dense: bool) -> None:
         """Lists the kept channels only where the first forward kept few enough of them together; once.
@@ -134,19 +153,20 @@ class GraphRows:
         self.measures = not on_gpu  # elsewhere measuring costs nothing that matters
         self._publish()
 
-    def decide_again(self, *, or_dense: bool) -> None:
-        """Chooses again, from all forwards so far, when a generation has ended; `stale` says that a capture is due.
+    def decide_again(self, totals: Totals, *, or_dense: bool) -> None:
+        """Chooses again, from all forwards so far, when a generation that counted `totals` has ended; `stale` says that
+        a capture is due.
 
         With `or_dense` the capture begins as the first one did, by a forward masked everywhere: what ran dense was not
         counted meanwhile. For its sake that is done after MEASURED_FOR generations in any case.
         """
-        calls, tokens, entries = int(self._calls), int(self._tokens.sum()), self._entries.cpu()
+        calls, tokens, entries = int(totals.calls), int(totals.tokens.sum()), self._entries.cpu()
         if self.settled is None or not calls:
             return
         self._generations += 1
-        measured = self._union_calls.cpu()
-        likely = union_density(self._kept.sum(-1).cpu() / (tokens * entries), *self.settled)
-        density = torch.where(measured > 0, self._union.cpu() / (measured * entries).clamp_min(1), likely)
+        measured = totals.union_calls
+        likely = union_density(totals.kept.sum(-1) / (tokens * entries), *self.settled)
+        density = torch.where(measured > 0, totals.union / (measured * entries).clamp_min(1), likely)
         self._seen += density * calls
         self._forwards += calls
         before = self.listing
@@ -163,19 +183,18 @@ class GraphRows:
         else:
             self._publish()
 
-    def collect(self, counts: SparsityCounts) -> None:
-        """Adds what was counted since `reset` to `counts`; waits for the device."""
-        kept, tokens, union, union_calls, sparsity, calls = (total.cpu() for total in self._totals())
-        for layer in range(len(self.listing) if calls else 0):
+    def add_to(self, counts: SparsityCounts, totals: Totals) -> None:
+        """Adds `totals` to `counts`."""
+        for layer in range(len(self.listing) if totals.calls else 0):
             for place, (name, width) in enumerate(self.widths.items()):
                 counts.add_totals(
                     Site(layer, name),
-                    kept[layer, place],
-                    tokens,
-                    union[layer, place],
-                    sparsity[layer, place],
-                    int(calls),
-                    int(union_calls[layer, place]),
+                    totals.kept[layer, place],
+                    totals.tokens,
+                    totals.union[layer, place],
+                    totals.call_sparsity[layer, place],
+                    int(totals.calls),
+                    int(totals.union_calls[layer, place]),
                     width,
                     self.rows,
                 )

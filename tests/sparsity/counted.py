@@ -27,9 +27,9 @@ def check_counts(device: str) -> None:
         both = rows_of(tokens, device), rows_of(tokens, device)
         for low, high in ((1, len(TokenClass)), (0, len(TokenClass)), (0, 1)):
             classes = torch.randint(low, high, (tokens,), generator=torch.Generator().manual_seed(high)).to(device)
-            both[0]._add_at_once(classes)
+            both[0].add_at_once(classes)
             both[1].add_by_parts(classes)
-        found, truth = (one._totals() for one in both)
+        found, truth = (one.totals() for one in both)
         assert int(truth[-1]) == 2
         for one, other in zip(found, truth, strict=True):
             assert same(one, other)

@@ -33,7 +33,7 @@ def generation(made: GraphRows, density: float, *, or_dense: bool = False) -> No
     made.reset()
     for _ in range(4):
         forward(made, density, 0 if made.dense[0][0] else LAYERS)
-    made.decide_again(or_dense=or_dense)
+    made.decide_again(made.totals(), or_dense=or_dense)
 
 
 @pytest.mark.parametrize("rows", [1, 8])
@@ -63,7 +63,7 @@ def test_one_changed_choice_in_twenty_is_not_worth_a_capture() -> None:
         made.reset()
         forward(made, 0.3, 20)
         forward(made, 0.99, 1)
-        made.decide_again(or_dense=False)
+        made.decide_again(made.totals(), or_dense=False)
     assert not made.stale
     assert all(one for layer in made.listing for one in layer)
 
