@@ -155,11 +155,11 @@ def _value(
         "results": {
             name: {site: found.to_dict(plan.retain) for site, found in sites.items()} for name, sites in curves.items()
         },
-        "differences": list(_differences(curves, plan)),
+        "differences": list(differences(curves, plan)),
     }
 
 
-def _differences(curves: Mapping[str, Mapping[str, SiteCurves]], plan: SweepPlan) -> list[dict[str, Any]]:
+def differences(curves: Mapping[str, Mapping[str, SiteCurves]], plan: SweepPlan) -> list[dict[str, Any]]:
     """Every pair of models, every site; the main curve first, then the tasks."""
     found = []
     for first, second in itertools.combinations(curves, 2):

@@ -44,7 +44,7 @@ def _runs(path: Path, runs: Sequence[dict[str, Any]], points: Sequence[LawPoint]
     figure, axes = figure_grid(-(-len(runs) // columns), columns, (3.6, 2.8))
     for axis, run in zip(axes.flat, runs, strict=False):
         left_out = [p for p in points if p.run == run["run"] and p.tokens_billions < min(run["tokens_billions"])]
-        _draw_run(axis, run, left_out)
+        draw_run(axis, run, left_out)
     for axis in axes.flat[len(runs) :]:
         axis.set_visible(False)
     return save_figure(path, figure, dpi=100), (
@@ -53,7 +53,8 @@ def _runs(path: Path, runs: Sequence[dict[str, Any]], points: Sequence[LawPoint]
     )
 
 
-def _draw_run(axis: Axes, run: dict[str, Any], left_out: Sequence[LawPoint]) -> None:
+def draw_run(axis: Axes, run: dict[str, Any], left_out: Sequence[LawPoint]) -> None:
+    """A run's points, those `left_out` of the fit hollow; its law as line and band where it holds, and the verdict."""
     holds, said = _verdict(run)
     colour = BLUE if holds else GREY
     early = [(point.tokens_billions, point.activation_ratio) for point in left_out]
@@ -149,14 +150,15 @@ def _draw_published(axis: Axes, curves: Sequence[dict[str, Any]]) -> None:
 def _shapes(path: Path, fits: Sequence[dict[str, Any]]) -> Picture:
     figure, axes = figure_grid(1, len(fits))
     for axis, fit in zip(axes[0], fits, strict=True):
-        _draw_shape(axis, fit)
+        draw_shape(axis, fit)
     return save_figure(path, figure), (
         "Activation ratio of each run's last point against width over depth, one size per axis; the fitted line is "
         "dashed where it does not beat a constant (p < 0.05)"
     )
 
 
-def _draw_shape(axis: Axes, fit: dict[str, Any]) -> None:
+def draw_shape(axis: Axes, fit: dict[str, Any]) -> None:
+    """Activation against width over depth of one size, and the fitted line."""
     values = fit["values"]
     pairs = sorted(zip(values["width_depth"], values["activation_ratio"], strict=True))
     axis.plot(*zip(*pairs, strict=True), "o", color=BLUE, markersize=5)

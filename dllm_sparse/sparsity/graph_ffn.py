@@ -38,7 +38,7 @@ class GraphSparseFFN:
         self._device = forward.net.embedding.weight.device
         knobs = [[config.p_at(0.0, layer)] for layer in range(net.layers)]
         self._p = torch.tensor(knobs, dtype=torch.float64, device=self._device)
-        self._rows: dict[int, GraphRows] = {}
+        self.by_rows: dict[int, GraphRows] = {}
         self._context = StepContext(Step(0, 1), torch.zeros(0))
         self._forward = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._broken_at = torch.full_like(self._forward, -1)  # the first forward with NaN or Inf
@@ -50,8 +50,8 @@ class GraphSparseFFN:
 
     def reset(self) -> list[int]:
         """A generation begins: forgets what was counted; returns the M whose forwards must be captured anew."""
-        stale = [rows for rows, state in self._rows.items() if state.stale]
-        for state in self._rows.values():
+        stale = [rows for rows, state in self.by_rows.items() if state.stale]
+        for state in self.by_rows.values():
             state.stale = False
             state.reset()
         self._forward.zero_()
@@ -62,10 +62,10 @@ class GraphSparseFFN:
         """A forward of tokens with these classes [B, T] begins."""
         self._context = StepContext(Step(0, 1), classes)
         rows = classes.numel()
-        if rows not in self._rows:
+        if rows not in self.by_rows:
             long = self.config.where == "faster" and rows > MAX_STREAMED
             layers, lists = self.forward.net.config.layers, self.on_gpu or self._always
-            self._rows[rows] = GraphRows(layers, self._widths, rows, self._device, listing=lists, dense=long)
+            self.by_rows[rows] = GraphRows(layers, self._widths, rows, self._device, listing=lists, dense=long)
 
     def __call__(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One layer; see `FFNRunner`."""
@@ -93,13 +93,13 @@ class GraphSparseFFN:
     def end(self) -> None:
         """Adds this forward's counts to the totals."""
         classes = self._context.token_class.flatten()
-        self._rows[len(classes)].add(classes)
+        self.by_rows[len(classes)].add(classes)
         self._forward += 1
 
     def settle(self, rows: int) -> None:
         """Decides how the products of M rows run, from their first forward."""
         faster = self.config.where == "faster"
-        self._rows[rows].settle(always=self._always, on_gpu=self.on_gpu, or_dense=faster)
+        self.by_rows[rows].settle(always=self._always, on_gpu=self.on_gpu, or_dense=faster)
 
     def collect(self, counts: SparsityCounts) -> None:
         """Adds the totals to `counts`, and from them decides again how products run; waits for the device.
@@ -110,7 +110,7 @@ class GraphSparseFFN:
             raise NonFiniteActivations(
                 f"NaN or Inf in the activations at step {step}; execution 'eager' names layer and site"
             )
-        for state in self._rows.values():
+        for state in self.by_rows.values():
             totals = state.totals()
             state.add_to(counts, totals)
             if self.on_gpu and not self._always:
@@ -126,7 +126,7 @@ class GraphSparseFFN:
         self._broken_at.copy_(torch.where(broken & (self._broken_at < 0), self._forward, self._broken_at))
 
     def _masks(self, name: SiteName, layer: int) -> bool:
-        state = self._rows[self._context.token_class.numel()]
+        state = self.by_rows[self._context.token_class.numel()]
         return name in self._places and not state.dense[layer][self._places[name]]
 
     def _gated(self, ffn: FeedForward, chosen: Selected) -> Tensor:
@@ -164,7 +164,7 @@ class GraphSparseFFN:
         self, name: SiteName, layer: int, x: Tensor, consumer: nn.Linear, norm: tuple[Tensor, float] | None = None
     ) -> Selected:
         """Masks rows [M, n] at a site; listed where that was decided and the consumer can read a list."""
-        state, place = self._rows[x.shape[0]], self._places[name]
+        state, place = self.by_rows[x.shape[0]], self._places[name]
         state.listable[layer][place] = can_list(x, consumer.weight.t())
         listing = state.listing[layer][place] and state.listable[layer][place]
         kept, union = state.kept[layer, place], state.union[layer, place : place + 1]

@@ -139,7 +139,7 @@ def test_steps_captured_anew_go_on_as_before(name: str) -> None:
         assert lm.graphs is not None
         graphs = lm.graphs[1]
         assert isinstance(graphs.ffn, GraphSparseFFN)
-        for state in graphs.ffn._rows.values():
+        for state in graphs.ffn.by_rows.values():
             state.stale = True
         for _ in range(2):
             again = ds.generate(lm, prompt_ids=[[5, 6, 7]], sampler=sampler, sparsity=sparsity)

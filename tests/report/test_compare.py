@@ -8,7 +8,7 @@ import dllm_sparse as ds
 from dllm_sparse.analysis.bootstrap import ItemValues
 from dllm_sparse.analysis.curves import Curve, average_curve, task_curve
 from dllm_sparse.evaluation.critical import SiteCurves, SweepPlan
-from dllm_sparse.report.compare import _differences
+from dllm_sparse.report.compare import differences
 
 SPARSITY = [0.0, 0.3, 0.6, 0.9]
 
@@ -31,7 +31,7 @@ def site(*curves: Curve) -> dict[str, SiteCurves]:
 def test_a_task_at_chance_leaves_the_average_undecided() -> None:
     strong, weak = [0.9, 0.9, 0.89, 0.3], [0.9, 0.85, 0.5, 0.3]
     plan = SweepPlan(grid=(0.9, 0.7, 0.5))
-    main, task = _differences({"a": site(curve("t", strong, 0.0)), "b": site(curve("t", weak, 0.0))}, plan)
+    main, task = differences({"a": site(curve("t", strong, 0.0)), "b": site(curve("t", weak, 0.0))}, plan)
     assert (main["task"], task["task"]) == ("average", "t")
     assert main["separated"]
     assert main["verdict"].startswith("a tolerates")
@@ -40,7 +40,7 @@ def test_a_task_at_chance_leaves_the_average_undecided() -> None:
         "a": site(curve("t", strong, 0.0), curve("g", guessed, 0.25)),
         "b": site(curve("t", weak, 0.0), curve("g", guessed, 0.25)),
     }
-    main, task, guessing = _differences(curves, plan)
+    main, task, guessing = differences(curves, plan)
     assert not main["separated"]
     assert "a is at chance on g; b is at chance on g" in main["verdict"]
     assert task["separated"], "the sound task is judged as before"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dllm_sparse.figures import BLUE, GREY, figure_grid
-from dllm_sparse.report.law_pictures import _draw_run, _draw_shape, draw_laws
+from dllm_sparse.report.law_pictures import draw_laws, draw_run, draw_shape
 from dllm_sparse.report.law_points import LawPoint
 from dllm_sparse.report.laws import activation_laws
 from tests.report.test_laws import TOKENS, logarithmic, synthetic
@@ -20,7 +20,7 @@ def test_a_law_is_drawn_with_its_band_and_no_law_without() -> None:
     holds, not_so = activation_laws([*synthetic("silu", ["0.2B"]), *logarithmic("log")], samples=20).value["runs"]
     _, axes = figure_grid(1, 2)
     for axis, run in zip(axes[0], (holds, not_so), strict=True):
-        _draw_run(axis, run, [])
+        draw_run(axis, run, [])
         low, high = axis.get_ylim()
         seen = run["activation_ratio"]
         assert 0 <= low <= min(seen) <= max(seen) <= high <= 1
@@ -40,7 +40,7 @@ def test_a_band_that_explodes_does_not_flatten_the_points() -> None:
     curve["low"] = [-250.0 for _ in curve["low"]]
     curve["high"] = [None for _ in curve["high"]]
     _, axes = figure_grid(1, 1)
-    _draw_run(axes[0][0], run, [])
+    draw_run(axes[0][0], run, [])
     low, high = axes[0][0].get_ylim()
     assert high - low < 2.3 * np.ptp(run["activation_ratio"])
 
@@ -49,7 +49,7 @@ def test_points_left_out_are_hollow() -> None:
     points = [LawPoint("0.2B", 0.5, 0.9), *synthetic("silu", ["0.2B"])]
     (run,) = activation_laws(points, samples=0, skip_warmup=0.003).value["runs"]
     _, axes = figure_grid(1, 1)
-    _draw_run(axes[0][0], run, points[:1])
+    draw_run(axes[0][0], run, points[:1])
     assert axes[0][0].lines[0].get_markerfacecolor() == "none"
     assert axes[0][0].get_ylim()[1] > 0.9
 
@@ -58,7 +58,7 @@ def test_shapes_have_one_label_each() -> None:
     points = [LawPoint(f"r{r}", 1.0 + i, 0.1 + 1e-4 * r, "", "", 1e6, r) for r in (14, 27, 75, 144.0) for i in range(4)]
     (fit,) = activation_laws(points, samples=0).value["width_depth"]
     figure, axes = figure_grid(1, 1)
-    _draw_shape(axes[0][0], fit)
+    draw_shape(axes[0][0], fit)
     figure.canvas.draw()
     axis = axes[0][0].xaxis
     assert [label.get_text() for label in axis.get_ticklabels()] == ["14", "27", "75", "144"]
