@@ -9,13 +9,12 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from dllm_sparse.models.config import Activation, RopeScaling, TransformerConfig
+from dllm_sparse.models.config import ACTIVATION_NAMES, Activation, RopeScaling, TransformerConfig
 from dllm_sparse.models.config_values import LARGEST, check_size, check_type
 from dllm_sparse.models.families import FAMILIES, Family
 from dllm_sparse.models.mixture_config import read_mixture
 from dllm_sparse.types import CheckpointError, UnsupportedArchitecture
 
-_ACTIVATION_NAMES = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "swish": "silu", "swiglu": "silu"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 """By their names in configs and options."""
 
@@ -103,7 +102,7 @@ def _complete(values: dict[str, Any], raw: dict[str, Any], family: Family, path:
     _check_heads(values, family, path)
     if values.get("block_length") is not None:
         check_size(family.fields["block_length"], values["block_length"], path)
-    activation = _ACTIVATION_NAMES.get(values.get("activation", "silu"), values.get("activation", "silu"))
+    activation = ACTIVATION_NAMES.get(values.get("activation", "silu"), values.get("activation", "silu"))
     if activation not in get_args(Activation):
         raise UnsupportedArchitecture(
             f"{path}: activation {activation!r}; supported: {', '.join(get_args(Activation))}"

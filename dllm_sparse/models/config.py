@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+ACTIVATION_NAMES: Mapping[str, Activation] = MappingProxyType(
+    {
+        **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast"), "gelu_tanh"),
+        **dict.fromkeys(("swish", "swiglu"), "silu"),
+    }
+)
+"""What checkpoints call them besides."""
+
 Attention = Literal["bidirectional", "causal", "block_causal"]
 
 

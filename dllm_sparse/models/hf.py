@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from dllm_sparse.models.config import Activation, MoEConfig
+from dllm_sparse.models.config import ACTIVATION_NAMES, Activation, MoEConfig
 from dllm_sparse.models.hooked import HookedConfig, HookedTransformer
 from dllm_sparse.models.hooked_denoiser import DENOISERS, HookedDenoiser, find_denoiser_ffns
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.layouts import find_ffns
-from dllm_sparse.models.loading import tokenizer_reader
+from dllm_sparse.models.tokenizers import tokenizer_reader
 from dllm_sparse.types import CheckpointError, UnsupportedArchitecture
 
 DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")
@@ -186,7 +186,7 @@ def _ffn_width(text: Any) -> int:
 def _activation(text: Any) -> Activation:
     names = ("hidden_act", "hidden_activation", "activation_function", "activation")
     name = next((value for key in names if isinstance(value := getattr(text, key, None), str)), "silu")
-    name = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}.get(name, name)
+    name = ACTIVATION_NAMES.get(name, name)
     return name if name in get_args(Activation) else "gelu"  # type: ignore[return-value]
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -16,6 +13,7 @@ from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.resolve import checkpoint_folder
 from dllm_sparse.models.shapes import shape_config
+from dllm_sparse.models.tokenizers import tokenizer_reader
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.models.weights import check_layers, check_weights, fill_weights, stored_tensors
 from dllm_sparse.types import (
@@ -28,12 +26,7 @@ from dllm_sparse.types import (
     out_of_memory,
 )
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 EngineChoice = Literal["auto", "native", "transformers"]
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def load(
@@ -69,7 +62,7 @@ def load(
     check_weights(outline, folder, stored, family)
     transformer = _allocated(outline, target, precision)
     fill_weights(transformer, stored, family)
-    reader = tokenizer_reader(folder, family.kind, family.tokenizer)
+    reader = tokenizer_reader(folder, family.kind, family.tokenizer, config.mask_token_id)
     return LanguageModel(
         name, family.kind, config, transformer, family=family.name, revision=revision, read_tokenizer=reader
     )
@@ -184,47 +177,3 @@ def _allocated(transformer: Transformer, device: torch.device, dtype: torch.dtyp
     if transformer.config.tied:
         transformer.head.weight = transformer.embedding.weight
     return transformer.requires_grad_(False).eval()
-
-
-def tokenizer_reader(
-    folder: Path, kind: Kind, known_class: str | None = None
-) -> Callable[[], PreTrainedTokenizerBase] | None:
-    """What reads the folder's tokenizer when it is asked for, by a class of transformers if one is known; None where
-    there is none."""
-    here = any((folder / name).exists() for name in _TOKENIZER_FILES)
-    return partial(_tokenizer, folder, kind, known_class) if here else None
-
-
-def _tokenizer(folder: Path, kind: Kind, known_class: str | None) -> Any:
-    try:
-        tokenizer = _read_tokenizer(folder, kind, known_class)
-        tokenizer("A probe: what cannot encode fails here and is named.")
-    except Exception as error:  # tokenizers raises a bare Exception on a corrupt file
-        raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
-    return tokenizer
-
-
-def _read_tokenizer(folder: Path, kind: Kind, known_class: str | None) -> Any:
-    if _is_plain_fast(folder):
-        # AutoTokenizer would load every model's configuration first, which takes two seconds.
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast.from_pretrained(str(folder))
-    if known_class is not None:
-        import transformers
-
-        return getattr(transformers, known_class).from_pretrained(str(folder))
-    from transformers import AutoTokenizer, PreTrainedConfig
-
-    # transformers knows no diffusion family: an empty config keeps it from guessing at the folder's.
-    config = PreTrainedConfig() if kind == "diffusion" else None
-    return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
-
-
-def _is_plain_fast(folder: Path) -> bool:
-    """True where tokenizer.json says everything: the folder names no class of its own."""
-    described = folder / "tokenizer_config.json"
-    if not (folder / "tokenizer.json").exists() or not described.exists():
-        return False
-    named = json.loads(described.read_text(encoding="utf-8")).get("tokenizer_class")
-    return named in ("PreTrainedTokenizerFast", "TokenizersBackend")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 import dllm_sparse as ds
 from dllm_sparse.types import CheckpointError
 from tests.helpers import left_padded, random_ids, tiny_lm
+from tests.models.checkpoints import configure
 from tests.models.random_hf import SHAPE
 
 PROMPTS = [random_ids(1, length, seed=length)[0] for length in (14, 9, 2)]
@@ -104,11 +104,6 @@ def sdar(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     theirs.save_pretrained(folder)
     configure(folder, model_type="sdar_moe" if facts is EXPERTS else "sdar", mask_token_id=95, **facts)
     return theirs, ds.load(str(folder), device="cpu", dtype="float32")
-
-
-def configure(folder: Path, **values: Any) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 def test_an_sdar_checkpoint_is_a_qwen3_under_a_block_mask(sdar: tuple[Any, ds.LanguageModel]) -> None:

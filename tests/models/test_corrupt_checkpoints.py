@@ -20,7 +20,7 @@ import dllm_sparse as ds
 from dllm_sparse.models.resolve import BUNDLED_FOLDER
 from dllm_sparse.types import CheckpointError, DllmSparseError
 from tests.helpers import GOLDEN
-from tests.models.test_loading import UP, configure, refused, shard
+from tests.models.checkpoints import UP, configure, refused, shard
 
 NAMES = ("llada-tiny", "llama-tiny")
 SIZES = (
