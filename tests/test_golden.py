@@ -79,6 +79,24 @@ def test_dream(dream: ds.LanguageModel, case: dict[str, Any]) -> None:
     assert int((out.ids == dream.mask_token_id).sum()) == case["masks_left"]
 
 
+@pytest.mark.parametrize("case", **by_name(golden("fast_dllm_dream")))
+def test_fast_dllm_for_dream(dream: ds.LanguageModel, case: dict[str, Any]) -> None:
+    params = dict(case["params"])
+    assert params.pop("mask_id") == dream.mask_token_id
+    algorithm, threshold, block = params.pop("alg"), params.pop("threshold"), params.pop("block_length")
+    rule = {"remasking": "maskgit_plus", "threshold": threshold}
+    sampler = ds.SamplerConfig(
+        gen_length=params.pop("max_new_tokens"),
+        alg_temp=params.pop("alg_temp") or 0.0,
+        **(rule if algorithm == "confidence_threshold" else {"remasking": algorithm}),
+        **({} if block is None else {"block_length": block}),
+        **params,
+    )
+    out = ds.generate(dream, prompt_ids=case["prompt_ids"], sampler=sampler)
+    assert out.ids.tolist() == case["expected_ids"]
+    assert out.forward_passes == case["nfe"]
+
+
 @pytest.mark.parametrize("case", **by_name(golden("ar")))
 def test_autoregressive(llama: ds.LanguageModel, case: dict[str, Any]) -> None:
     params = case["params"]

@@ -115,7 +115,10 @@ CacheOpt = Annotated[
 ]
 ThresholdOpt = Annotated[
     float | None,
-    typer.Option(help="Commit all tokens at least this confident.", rich_help_panel=_DECODING),
+    typer.Option(
+        help="Commit all tokens at least this confident; for Dream as Fast-dLLM does: --remasking maskgit_plus.",
+        rich_help_panel=_DECODING,
+    ),
 ]
 FactorOpt = Annotated[float | None, typer.Option(help="Fast-dLLM's factor rule.", rich_help_panel=_DECODING)]
 ExecutionOpt = Annotated[

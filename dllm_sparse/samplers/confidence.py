@@ -70,11 +70,16 @@ def pick_by_quota(confidence: Tensor, quota: list[int]) -> Tensor:
     return picked & (confidence > -torch.inf)
 
 
-def pick_by_rank(confidence: Tensor, quota: Tensor) -> Tensor:
-    """`pick_by_quota` with the quota [B] on the device and the lowest position first among equals: no host values."""
+def pick_by_rank(confidence: Tensor, quota: Tensor, threshold: float | None = None) -> Tensor:
+    """`pick_by_quota`, or `pick_by_budget` with a threshold, for quotas [B] on the device: no host values.
+
+    Among equals the lowest position is first.
+    """
     order = confidence.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(confidence.shape[-1], device=confidence.device).expand_as(order)
-    return (torch.zeros_like(order).scatter_(1, order, rank) < quota[:, None]) & (confidence > -torch.inf)
+    places = torch.arange(confidence.shape[-1], device=confidence.device).expand_as(order)
+    rank = torch.zeros_like(order).scatter_(1, order, places)
+    picked = (rank < quota[:, None]) & (confidence > -torch.inf)
+    return picked if threshold is None else picked & ((confidence >= threshold) | (rank == 0))
 
 
 def pick_by_threshold(confidence: Tensor, threshold: float) -> Tensor:
@@ -82,6 +87,17 @@ def pick_by_threshold(confidence: Tensor, threshold: float) -> Tensor:
     best = torch.zeros_like(confidence, dtype=torch.bool)
     best.scatter_(1, confidence.argmax(-1, keepdim=True), True)
     return (best | (confidence >= threshold)) & (confidence > -torch.inf)
+
+
+def pick_by_budget(confidence: Tensor, threshold: float, budget: list[int]) -> Tensor:
+    """Of the budget[row] most confident positions those with confidence >= threshold, and always the best."""
+    picked = torch.zeros_like(confidence, dtype=torch.bool)
+    for row, count in enumerate(budget):
+        best = confidence[row].topk(min(count, confidence.shape[1]))
+        sure = best.values >= threshold
+        sure[:1] = True
+        picked[row, best.indices[sure]] = True
+    return picked & (confidence > -torch.inf)
 
 
 def pick_by_threshold_or_quota(confidence: Tensor, threshold: float, quota: list[int] | Tensor) -> Tensor:

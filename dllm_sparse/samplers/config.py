@@ -39,7 +39,9 @@ class SamplerConfig:
     masks left, on the way from time 1 to `eps`; `alg_temp` > 0 draws positions in proportion to
     exp(confidence / alg_temp) instead. "origin" commits each mask with that share as probability. `top_p` and `top_k`
     restrict the tokens. Without a cache the canvas is one block: `block_length` becomes `gen_length`, and any other but
-    the default is refused. With one, every block runs through the times.
+    the default is refused. With one, every block runs through the times. A `threshold` (with "maskgit_plus" Fast-dLLM's
+    decoding for Dream) ignores `steps` behind a cache; without one they are its budget: a step commits at most its even
+    part of the masks and what earlier steps left of theirs, and more steps follow if masks are left.
 
     A block-causal model (LLaDA2, SDAR) decodes in its own blocks, which need not divide `gen_length`; `block_length` is
     left at its default or names them, and `steps` are split over ceil(gen_length / block). A step commits the tokens
@@ -203,6 +205,11 @@ class SamplerConfig:
     def by_quota(self) -> bool:
         """True where the number of tokens per step is planned rather than decided by confidence."""
         return self.threshold is None and self.factor is None
+
+    @property
+    def by_budget(self) -> bool:
+        """True where `steps` plan how many tokens a threshold may have committed by then."""
+        return self.by_timesteps and self.cache == "none" and self.threshold is not None and self.steps is not None
 
     @property
     def by_timesteps(self) -> bool:

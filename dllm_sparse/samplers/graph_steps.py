@@ -68,7 +68,9 @@ def why_not_graphed(lm: LanguageModel, config: SamplerConfig) -> str | None:
         return None
     reasons = (
         (config.draws, f"remasking {config.remasking!r} draws random numbers on the host"),
-        (config.by_timesteps, f"remasking {config.remasking!r} plans its steps on the host"),
+        (config.by_timesteps and config.by_quota, f"remasking {config.remasking!r} plans its steps on the host"),
+        (config.remasking == "topk_margin", "remasking 'topk_margin' compares two tokens of a position"),
+        (config.top_p is not None or config.top_k is not None, "top_p and top_k sort the vocabulary"),
         (config.cfg_scale > 0, "guidance doubles the rows"),
         (config.logits_eos_inf or config.confidence_eos_eot_inf, "logits are edited between the model and the choice"),
     )
@@ -108,6 +110,7 @@ class DiffusionGraphs(GraphBuffers):
         super().__init__(lm, canvas, cached=config.cache != "none", ffn=ffn)
         self.config = config
         self.quota = torch.zeros(canvas.ids.shape[0], dtype=torch.int64, device=lm.device)
+        self.left = torch.zeros_like(self.quota)  # of the budgets of earlier steps
         self.masks_won = torch.zeros(1, dtype=torch.bool, device=lm.device)
         self._quota: int | None = None
         self._shapes: dict[tuple[int, int, int], _Shape] = {}
@@ -116,6 +119,11 @@ class DiffusionGraphs(GraphBuffers):
         """Takes over a new canvas of the same shape."""
         super().load(canvas)
         self.masks_won.zero_()
+        self.left.zero_()
+
+    def by_row(self) -> tuple[Tensor, ...]:
+        """The buffers [B, ...] that go with a row when it changes its place."""
+        return *super().by_row(), self.left
 
     def captured(self, rows: int) -> bool:
         """Whether steps of so many rows were run before."""
@@ -137,7 +145,8 @@ class DiffusionGraphs(GraphBuffers):
             self.leave(resting, forwards_left, keep_cache=False)
 
     def run(self, start: int, stop: int, begin: int, competing: int, quota: int | None) -> None:
-        """One step over canvas positions start..stop; `competing` from `begin` on compete, `quota` of each row win."""
+        """One step over canvas positions start..stop; `competing` from `begin` on compete, `quota` of each row win, or
+        may win where a threshold has a budget."""
         key = self.rows, stop - start, competing
         shape = self._shapes.get(key) or self._shapes.setdefault(key, self._capture(*key))
         shape.place(start, begin)
@@ -187,6 +196,12 @@ class DiffusionGraphs(GraphBuffers):
         self.index += 1
 
     def _pick(self, confidence: Tensor) -> Tensor:
+        if self.config.by_budget:
+            left = self.left[: self.rows]
+            left += self.quota[: self.rows]
+            picked = pick_by_rank(confidence, left, self.config.threshold)
+            left -= picked.sum(-1)
+            return picked
         if self.config.threshold is not None:
             return pick_by_threshold(confidence, self.config.threshold)
         if self.config.factor is not None:

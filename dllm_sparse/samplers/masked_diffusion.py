@@ -1,11 +1,15 @@
 """The ONE denoising loop: semi-autoregressive blocks, with Fast-dLLM's caches; what a step commits is a rule's choice.
 
 Token- and forward-identical in fp32 to the official LLaDA sampler (cache "none", quota), to Fast-dLLM's three
-(confidence_dtype "float64") and to Dream's (its rules, whole canvas), random numbers included. Caches are
-approximations; they change tokens.
+(confidence_dtype "float64"), to Dream's (its rules, whole canvas) and to Fast-dLLM's for Dream (single rows: the same
+rules behind a cache, "maskgit_plus" with a threshold), random numbers included. Caches are approximations; they change
+tokens. Fast-dLLM's loop for Dream is left where it need not end (a model that chooses the mask token behind a cache),
+feeds blocks of one token twice, or leaves masks in blocks of one step.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -13,9 +17,10 @@ from dllm_sparse.engine.observing import GraphableObserver, StepClock, rows_may_
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.canvas import Canvas, Decoded
 from dllm_sparse.samplers.config import SamplerConfig
+from dllm_sparse.samplers.dream_rules import BudgetRule, TimestepRule
 from dllm_sparse.samplers.graph_buffers import kept_graphs, on_device
 from dllm_sparse.samplers.graph_steps import DiffusionGraphs, graphable
-from dllm_sparse.samplers.remasking import ends_of_text, leads, rule_of
+from dllm_sparse.samplers.remasking import ConfidenceRule, Rule, ends_of_text, leads
 from dllm_sparse.samplers.schedule import transfer_counts
 from dllm_sparse.samplers.steps import Steps
 from dllm_sparse.types import Observers, Step
@@ -73,7 +78,8 @@ class _GraphLoop:
         self.clocks = [observer for observer in observers if isinstance(observer, StepClock)]
         self.canvas, self.config, self.masking = canvas, config, masking
         self.ends, self.lead = ends_of_text(lm, config), leads(lm, config)
-        rules = (config.cache, config.block_length, config.threshold, config.factor, config.confidence_dtype)
+        choice = (config.threshold, config.factor, config.by_budget, config.confidence_dtype)
+        rules = (config.cache, config.block_length, *choice)
         key = ("diffusion", tuple(canvas.ids.shape), canvas.padded, rules, masking.graph_key() if masking else None)
         ffn = masking.graph_ffn if masking else None
         self.graphs = kept_graphs(lm, key, lambda: DiffusionGraphs(lm, canvas, config, ffn))
@@ -106,16 +112,13 @@ class _GraphLoop:
         begin = self.canvas.prompt_length + block * config.block_length
         left = (config.blocks - block) * config.steps_per_block
         self.graphs.begin_block(self.ended, left, leave=self.leaves)
-        quotas = transfer_counts(config.block_length, config.steps_per_block, lead=self.lead)
-        if config.early_block_exit or config.cache != "none":
-            quotas = [quota for quota in quotas if quota]
-        for index in range(len(quotas) if config.by_quota else config.block_length):
+        for index, quota in enumerate(self._quotas()):
             cached = config.cache != "none" and index > 0
             start = begin if cached else 0
             stop = begin + config.block_length if cached and config.cache == "dual" else length
             leading = self.lead and index == 0
             competing = 1 if leading else config.block_length
-            self.graphs.run(start, stop, begin, competing, quotas[index] if config.by_quota else None)
+            self.graphs.run(start, stop, begin, competing, quota)
             for clock in self.clocks:
                 clock.graph_step(Step(self.forwards, config.blocks * config.steps_per_block, block, index))
             self.forwards += 1
@@ -126,6 +129,26 @@ class _GraphLoop:
                 return
             if self.leaves:
                 self.graphs.leave(resting, left - index, keep_cache=self.graphs.cached)
+
+    def _quotas(self) -> Sequence[int | None]:
+        """What a row commits in each step of a block, or may under a budget; None where confidence alone decides."""
+        config, length = self.config, self.config.block_length
+        if config.by_budget:
+            planned = transfer_counts(length, config.steps or 1)
+            return [*planned, *[0] * length][:length]
+        if not config.by_quota:
+            return [None] * length
+        quotas = transfer_counts(length, config.steps_per_block, lead=self.lead)
+        if config.early_block_exit or config.cache != "none":
+            quotas = [quota for quota in quotas if quota]
+        return quotas
+
+
+def rule_of(lm: LanguageModel, config: SamplerConfig) -> Rule:
+    """The rule a config asks for."""
+    if config.by_budget:
+        return BudgetRule(lm, config)
+    return TimestepRule(lm, config) if config.by_timesteps else ConfidenceRule(lm, config)
 
 
 class _Loop(Steps):
@@ -147,7 +170,7 @@ class _Loop(Steps):
         # Every step decides one competing position at least; a model that predicts the mask token must not loop on.
         competing = int(canvas.masked()[:, :end].sum(-1).max())
         for index in range(config.steps_per_block if config.by_quota else competing):
-            if self._may_exit() and not bool(self.canvas.masked()[:, begin:end].any()):
+            if self.rule.spent(index) or (self._may_exit() and not bool(self.canvas.masked()[:, begin:end].any())):
                 return
             if not config.by_quota:  # a planned block ends for all rows at once
                 self.leave(end)
@@ -157,7 +180,8 @@ class _Loop(Steps):
 
     def _may_exit(self) -> bool:
         """LLaDA's plain loop runs its planned steps even when nothing is left to decode; the others stop."""
-        return self.config.early_block_exit or self.cache is not None or not self.config.by_quota
+        unplanned = not (self.config.by_quota or self.config.by_budget)
+        return self.config.early_block_exit or self.cache is not None or unplanned
 
     def _run_step(self, step: Step, begin: int, end: int) -> None:
         canvas, config = self.canvas, self.config

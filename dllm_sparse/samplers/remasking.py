@@ -1,4 +1,4 @@
-"""What a denoising step decides: LLaDA's and Fast-dLLM's rule, and Dream's. The loop runs forwards, a rule chooses.
+"""What a denoising step decides: what rules share, and LLaDA's and Fast-dLLM's. The loop runs forwards, a rule chooses.
 
 Everything random comes from one seeded CPU generator, in the order of the reference programs.
 """
@@ -14,16 +14,13 @@ from torch import Tensor
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.confidence import (
     choose_tokens,
-    keep_likely,
     pick_by_factor,
     pick_by_quota,
     pick_by_threshold,
-    race,
-    sureness,
     token_probabilities,
 )
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.samplers.schedule import timestep_count, timestep_shares, transfer_counts
+from dllm_sparse.samplers.schedule import transfer_counts
 from dllm_sparse.types import NonFiniteActivations, Step
 
 
@@ -98,6 +95,10 @@ class Rule:
     def start_block(self, masks: list[int]) -> None:
         """A block begins with this many masks in each row."""
 
+    def spent(self, index: int) -> bool:
+        """Whether the block's step `index` may commit nothing, although masks are left."""
+        return False
+
     def choose(self, contest: Contest) -> Choice:
         """Decides one step; raises NonFiniteActivations where the logits are not finite."""
         raise NotImplementedError  # each rule has its own
@@ -162,65 +163,6 @@ class ConfidenceRule(Rule):
         if config.remasking == "random":
             return self._draw(contest, contest.fed)[:, contest.rows]
         return token_probabilities(logits, tokens, self._dtype(logits))
-
-
-class TimestepRule(Rule):
-    """Dream's: each step commits a share of the masks still there, by one of three confidences or by chance.
-
-    Random numbers per step: "origin" draws fp32 [N] for the N masks that compete and samples only those it commits;
-    sampling draws exponential noise [N, V], `alg_temp` then [B, T].
-    """
-
-    def __init__(self, lm: LanguageModel, config: SamplerConfig) -> None:
-        super().__init__(lm, config)
-        self._shares = timestep_shares(config.steps_per_block, config.eps) if config.by_quota else []
-
-    def choose(self, contest: Contest) -> Choice:
-        """Decides one step; raises NonFiniteActivations where the logits are not finite."""
-        eligible, index = contest.eligible, contest.step.index_in_block
-        share = 1.0 if not self._shares or (self.lead and index == 0) else self._shares[index]
-        sampled = eligible
-        if self.config.remasking == "origin":
-            drawn = torch.rand(int(eligible.sum()), generator=self.generator) < share
-            sampled = eligible.masked_scatter(eligible, drawn.to(eligible.device))
-        found, sure = self._sample(contest.logits[sampled], contest.step)
-        tokens = torch.zeros_like(eligible, dtype=torch.int64).masked_scatter_(sampled, found)
-        confidence = sure.new_full(eligible.shape, -torch.inf).masked_scatter_(sampled, sure)
-        confidence = contest.spread(confidence)
-        if self.config.remasking == "origin":
-            return Choice(tokens, confidence, sampled)
-        count = timestep_count(int(eligible.sum()), contest.members.awake, share)
-        picked = self._pick(self._scores(contest, confidence, count), [count] * len(eligible))
-        return Choice(tokens, confidence, picked[:, contest.rows])
-
-    def _sample(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Tokens and confidences [N] of logits [N, V]."""
-        config = self.config
-        wide = logits.to(self._dtype(logits))
-        if config.temperature > 0:
-            wide = wide / config.temperature
-        probabilities = keep_likely(wide, config.top_p, config.top_k).softmax(-1)
-        tokens = probabilities.argmax(-1)
-        if config.temperature > 0:
-            # In fp32 at least: bf16 noise would tie.
-            noise = torch.empty(probabilities.shape, dtype=torch.promote_types(probabilities.dtype, torch.float32))
-            noise = noise.exponential_(generator=self.generator).to(logits.device)
-            tokens = race(probabilities, noise).argmax(-1)
-        check_finite(logits, tokens, step)
-        return tokens, sureness(probabilities, tokens, config.remasking)
-
-    def _scores(self, contest: Contest, confidence: Tensor, count: int) -> Tensor:
-        """What the positions are picked by: the confidences [B, T], or draws in proportion to their exponentials."""
-        if self.config.alg_temp == 0 or count == 0:
-            return confidence
-        noise = self._draw(contest, contest.fed, exponential=True)
-        drawn = race((confidence / self.config.alg_temp).softmax(-1), noise)
-        return drawn.masked_fill(confidence == -torch.inf, -torch.inf)
-
-
-def rule_of(lm: LanguageModel, config: SamplerConfig) -> Rule:
-    """The rule a config asks for."""
-    return TimestepRule(lm, config) if config.by_timesteps else ConfidenceRule(lm, config)
 
 
 def check_finite(logits: Tensor, tokens: Tensor, step: Step) -> None:

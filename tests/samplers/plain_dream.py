@@ -68,6 +68,27 @@ def plain_dream(lm: ds.LanguageModel, prompt: Tensor, mask: Tensor, config: ds.S
     return x
 
 
+def plain_budget(lm: ds.LanguageModel, prompt: Tensor, config: ds.SamplerConfig) -> tuple[Tensor, int]:
+    """Fast-dLLM's threshold for Dream without a cache, one row: by a step no more may be committed than was planned
+    until its end, and of those only the sure ones and the surest. Returns ids and forwards."""
+    assert config.threshold is not None
+    assert config.steps is not None
+    generator = torch.Generator().manual_seed(config.seed)
+    x = torch.cat((prompt, torch.full((1, config.gen_length), MASK)), dim=1)
+    share, extra = divmod(int((x == MASK).sum()), config.steps)
+    committed = forwards = 0
+    while committed < share * config.steps + extra:
+        done = min(forwards + 1, config.steps)
+        allowed = share * done + min(extra, done) - committed
+        places = (x[0] == MASK).nonzero().flatten()
+        tokens, sure = sample(shifted(lm.logits(x))[0, places], config, generator)
+        best = sure.argsort(descending=True).tolist()[:allowed]
+        chosen = [at for number, at in enumerate(best) if number == 0 or sure[at] >= config.threshold]
+        x[0, places[chosen]] = tokens[chosen]
+        committed, forwards = committed + len(chosen), forwards + 1
+    return x, forwards
+
+
 def plain_fast_dllm(lm: ds.LanguageModel, prompt: Tensor, config: ds.SamplerConfig) -> tuple[Tensor, int]:
     """Blocks with caches for shifted logits: the full forward commits the first position, cached ones the others.
 
@@ -75,24 +96,26 @@ def plain_fast_dllm(lm: ds.LanguageModel, prompt: Tensor, config: ds.SamplerConf
     own cache is used, but every window, shift and choice is written out. Returns ids and forwards.
     """
     x = torch.cat((prompt, torch.full((1, config.gen_length), MASK)), dim=1)
+    generator = torch.Generator().manual_seed(config.seed)
     forwards, length = 0, config.block_length
     for begin in range(prompt.shape[1], x.shape[1], length):
         end = begin + length
         cache = lm.transformer.new_cache(1, x.shape[1])
-        x[0, begin] = shifted(lm.transformer(x, cache=cache))[0, begin].argmax()
+        x[0, begin] = sample(shifted(lm.transformer(x, cache=cache))[0], config, generator)[0][begin]
         forwards += 1
         stop = end if config.cache == "dual" else x.shape[1]
         times = torch.linspace(1, config.eps, config.steps_per_block + 1)
         for index in range(1, config.steps_per_block):
-            masked = x[0, begin:end] == MASK
-            if not bool(masked.any()):
+            masked = x[0, begin:stop] == MASK
+            if not bool(masked[:length].any()):
                 break
-            logits = shifted(lm.transformer(x[:, begin:stop], start=begin, cache=cache))[0, :length]
+            if config.threshold is None:
+                masked[length:] = False
+            logits = shifted(lm.transformer(x[:, begin:stop], start=begin, cache=cache))[0]
             forwards += 1
-            sure, tokens = logits.softmax(-1).max(-1)
-            if config.remasking == "entropy":
-                sure = (logits.softmax(-1) * (logits.softmax(-1) + 1e-10).log()).sum(-1)
-            sure = torch.where(masked, sure, -torch.inf)
+            tokens, sure = torch.zeros(len(masked), dtype=torch.int64), torch.full(masked.shape, -torch.inf)
+            tokens[masked], sure[masked] = sample(logits[masked], config, generator)
+            tokens, sure, masked = tokens[:length], sure[:length], masked[:length]
             if config.threshold is not None:
                 chosen = (sure >= config.threshold) | (sure == sure.max())
             elif config.by_timesteps:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dllm_sparse.samplers.confidence import (
     choose_tokens,
     keep_likely,
+    pick_by_budget,
     pick_by_factor,
     pick_by_quota,
     pick_by_rank,
@@ -49,6 +50,14 @@ def test_threshold(row: list[float | None], threshold: float) -> None:
     order = ranking(row)
     expected = {*order[:1], *(at for at in order if row[at] is not None and row[at] >= threshold)}
     assert picked(pick_by_threshold(tensor(row), threshold)) == sorted(expected)
+
+
+@given(rows, st.floats(0, 1, width=32), st.integers(0, 14))
+def test_budget(row: list[float | None], threshold: float, budget: int) -> None:
+    order = ranking(row)[:budget]
+    expected = sorted({*order[:1], *(at for at in order if (row[at] or 0.0) >= threshold)})
+    assert picked(pick_by_budget(tensor(row), threshold, [budget])) == expected
+    assert picked(pick_by_rank(tensor(row), torch.tensor([budget]), threshold)) == expected
 
 
 @given(rows, st.floats(0.1, 5))

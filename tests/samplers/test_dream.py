@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 import dllm_sparse as ds
 from dllm_sparse.types import NonFiniteActivations, UsageError
 from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
-from tests.samplers.plain_dream import MASK, plain_dream, plain_fast_dllm, shifted
+from tests.samplers.plain_dream import MASK, plain_budget, plain_dream, plain_fast_dllm, shifted
 
 GEN = 12
 PROMPTS = [random_ids(1, length, seed=length)[0] for length in (7, 4, 1)]
@@ -62,6 +63,8 @@ def test_the_loop_is_dream_restated(values: dict[str, Any], prompts: list[Tensor
         {"steps": 6},
         {"steps": 18, "remasking": "entropy"},
         {"remasking": "maskgit_plus"},
+        {"threshold": 0.4, "remasking": "maskgit_plus", "steps": 3, "temperature": 0.6, "top_p": 0.9, "seed": 5},
+        {"steps": 9, "remasking": "entropy", "temperature": 0.6, "top_k": 5},
     ],
 )
 def test_caches_decide_a_blocks_first_position_from_the_full_forward(cache: Any, options: dict[str, Any]) -> None:
@@ -79,10 +82,88 @@ def test_caches_decide_a_blocks_first_position_from_the_full_forward(cache: Any,
                 assert result.committed[0].nonzero().flatten().tolist() == [first]
 
 
+budgets = st.fixed_dictionaries(
+    {
+        "threshold": st.sampled_from([0.0, 0.2, 0.4, 0.9, 1.0]),
+        "steps": st.sampled_from([1, 2, 3, 4, 5, 12, 17]),
+        "remasking": st.sampled_from(["maskgit_plus", "topk_margin"]),
+        "temperature": st.sampled_from([0.0, 0.6]),
+        "top_k": st.sampled_from([None, 5]),
+        "seed": st.integers(0, 1000),
+    }
+)
+
+
+@settings(max_examples=40)
+@given(budgets, st.integers(0, 35), st.lists(st.integers(0, 35) | st.just(MASK), max_size=6))
+def test_a_threshold_keeps_to_the_steps_budget(values: dict[str, Any], first: int, more: list[int]) -> None:
+    """A prompt holds a token at least: all masks predict the same, and the order of ties is not defined."""
+    lm, ids = dream_lm(seed=values["seed"] % 3), torch.tensor([[first, *more]])
+    config = ds.SamplerConfig(gen_length=GEN, **values)
+    out = ds.generate(lm, prompt_ids=ids, sampler=config)
+    expected, forwards = plain_budget(lm, ids, config)
+    assert torch.equal(out.ids, expected)
+    assert out.forward_passes == forwards
+
+
+def test_a_budget_is_what_steps_add_to_a_threshold() -> None:
+    """Without `steps`, all that is sure is committed; one step plans everything at once, which is the same."""
+    lm, prompt = dream_lm(), PROMPTS[0][None]
+    passes = {}
+    for steps in (None, 1, 2, GEN):
+        config = ds.SamplerConfig(gen_length=GEN, steps=steps, threshold=0.2, remasking="maskgit_plus")
+        passes[steps] = ds.generate(lm, prompt_ids=prompt, sampler=config).forward_passes
+    assert passes[None] == passes[1] < passes[2] < passes[GEN] == GEN
+
+
+def test_a_mask_chosen_as_a_token_uses_up_the_budget() -> None:
+    lm, prompt = dream_lm(), PROMPTS[0][None]
+    lm.transformer.head.weight.zero_()
+    lm.transformer.head.weight[MASK] = 1.0
+    config = ds.SamplerConfig(gen_length=GEN, steps=3, threshold=0.0, remasking="maskgit_plus")
+    for execution in ("eager", "graph"):
+        out = ds.generate(lm, prompt_ids=prompt, sampler=replace(config, execution=execution))
+        assert bool((out.ids[:, prompt.shape[1] :] == MASK).any())
+        assert out.forward_passes == plain_budget(lm, prompt, config)[1] == 3
+
+
+@pytest.mark.parametrize("steps", [2, 4, 5])
+def test_rows_of_a_batch_have_budgets_of_their_own(steps: int) -> None:
+    ids, mask = left_padded(PROMPTS)
+    for seed in range(3):
+        lm = dream_lm(seed=seed)
+        config = ds.SamplerConfig(gen_length=GEN, steps=steps, threshold=0.3, remasking="maskgit_plus")
+        plain, graphed = (
+            ds.generate(lm, prompt_ids=ids, attention_mask=mask, sampler=replace(config, execution=execution))
+            for execution in ("eager", "graph")
+        )
+        assert graphed.execution == "graph"
+        assert torch.equal(plain.ids, graphed.ids)
+        assert torch.equal(plain.commit_step, graphed.commit_step)
+        forwards = []
+        for row, prompt in enumerate(PROMPTS):
+            expected, passes = plain_budget(lm, prompt[None], config)
+            assert torch.equal(plain.ids[row, ids.shape[1] :], expected[0, len(prompt) :])
+            forwards.append(passes)
+        assert plain.forward_passes == graphed.forward_passes == max(forwards)
+
+
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("rule", [{}, {"steps": 6}, {"steps": 3}, {"threshold": 0.3}, {"factor": 1.5}])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {},
+        {"steps": 6},
+        {"steps": 3},
+        {"threshold": 0.3},
+        {"factor": 1.5},
+        {"threshold": 0.3, "remasking": "maskgit_plus"},
+        {"factor": 1.5, "remasking": "maskgit_plus"},
+    ],
+)
 def test_captured_steps_decide_what_the_plain_path_does(cache: Any, rule: dict[str, Any]) -> None:
     ids, mask = left_padded(PROMPTS)
+    blocks = {} if cache == "none" and "remasking" in rule else {"block_length": 4}
     for seed in range(2):
         lm = dream_lm(seed=seed)
         plain, graphed = (
@@ -90,7 +171,7 @@ def test_captured_steps_decide_what_the_plain_path_does(cache: Any, rule: dict[s
                 lm,
                 prompt_ids=ids,
                 attention_mask=mask,
-                sampler=ds.SamplerConfig(gen_length=GEN, block_length=4, cache=cache, execution=execution, **rule),
+                sampler=ds.SamplerConfig(gen_length=GEN, cache=cache, execution=execution, **blocks, **rule),
                 sparsity=ds.SparsityConfig(p=0.8),
             )
             for execution in ("eager", "graph")
@@ -104,9 +185,17 @@ def test_captured_steps_decide_what_the_plain_path_does(cache: Any, rule: dict[s
                 assert graphed.sparsity_report[key][name] == pytest.approx(value, abs=1e-12)
 
 
-def test_rules_that_plan_on_the_host_are_not_captured() -> None:
-    config = ds.SamplerConfig(gen_length=4, remasking="entropy", execution="graph")
-    with pytest.raises(UsageError, match="'entropy' plans its steps on the host"):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"remasking": "entropy"}, "'entropy' plans its steps on the host"),
+        ({"remasking": "topk_margin", "threshold": 0.3}, "'topk_margin' compares two tokens"),
+        ({"remasking": "maskgit_plus", "threshold": 0.3, "top_k": 3}, "top_p and top_k sort"),
+    ],
+)
+def test_rules_of_the_plain_path_are_not_captured(options: dict[str, Any], words: str) -> None:
+    config = ds.SamplerConfig(gen_length=4, execution="graph", **options)
+    with pytest.raises(UsageError, match=words):
         ds.generate(dream_lm(), prompt_ids=PROMPTS[0][None], sampler=config)
 
 
