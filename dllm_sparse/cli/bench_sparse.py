@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +18,9 @@ def sparse(
     model: BenchModelOpt = None,
     shape: ShapeOpt = None,
     p: Annotated[list[float] | None, typer.Option(help="Kept L1 mass; several times for several. [0.5, 0.8]")] = None,
-    where: Annotated[str, typer.Option(help="everywhere, or faster: dense where skipping does not pay.")] = "faster",
+    where: Annotated[
+        Literal["everywhere", "faster"], typer.Option(help="What is masked; faster: dense where skipping does not pay.")
+    ] = "faster",
     batch: Annotated[int, typer.Option(help="Rows.")] = 1,
     prompt_length: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 128,
     repeats: Annotated[int, typer.Option(help="Timed generations.")] = 3,
@@ -49,7 +51,7 @@ def sparse(
     output = Output(as_json=as_json, quiet=quiet)
     blocks = block_length_or_default(block_length)
     sampler = SamplerConfig(gen_length=gen_length, block_length=blocks, cache=cache, seed=seed)
-    configs = [SparsityConfig(p=value, where=where) for value in p or (0.5, 0.8)]  # type: ignore[arg-type]
+    configs = [SparsityConfig(p=value, where=where) for value in p or (0.5, 0.8)]
     check_folder(out)
     lm = load_measured(output, model, shape, device, dtype, None)
     fit(lm, sampler, block_length)

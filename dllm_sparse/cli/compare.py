@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dllm_sparse.cli import options as opt
 from dllm_sparse.cli import sweep_options as sweep
+from dllm_sparse.cli.opening import open_model
 from dllm_sparse.cli.output import Output
 
 if TYPE_CHECKING:
+    from dllm_sparse.models.language_model import LanguageModel
     from dllm_sparse.report.compare import Comparison
 
 _HEADERS = ["site", "task", "model", "dense", "critical sparsity", "grid max", "beware"]
@@ -68,14 +69,14 @@ def compare(
 
     Example: dllm-sparse compare --tasks tiny-cloze,tiny-infill --search --limit 100 --mc-num 16 --out comparison
     """
+    from dllm_sparse.evaluation.options import ScoringOptions
     from dllm_sparse.evaluation.processes import join, leave
-    from dllm_sparse.models.loading import load
     from dllm_sparse.report.compare import compare as run
     from dllm_sparse.report.workload import Workload
     from dllm_sparse.sparsity.config import SparsityConfig
 
     base = SparsityConfig(rule=rule, scope=scope, backend=backend)
-    scoring = sweep.scoring_options(
+    scoring = ScoringOptions(
         mc_num=mc_num,
         mc_batch=mc_batch,
         cfg_scale=cfg_scale,
@@ -96,7 +97,10 @@ def compare(
         sampler=sampler,
         allow_code=confirm_run_unsafe_code,
     )
-    opened = partial(load, device=own_device, dtype=dtype, engine=engine)
+
+    def opened(name: str) -> LanguageModel:
+        return open_model(output, name, own_device, dtype, None, engine)
+
     one, other = (opened(name) if name else None for name in (diffusion, autoregressive))
     more = [opened(name) for name in model or ()]
     for lm in (one, other, *more):

@@ -8,6 +8,7 @@ import typer
 
 from dllm_sparse.cli import options as opt
 from dllm_sparse.cli import sweep_options as sweep
+from dllm_sparse.cli.opening import open_model
 from dllm_sparse.cli.output import Output
 
 if TYPE_CHECKING:
@@ -62,15 +63,15 @@ def critical_sparsity(
     Points are stored under --out as they finish: the same command resumes.
     Example: dllm-sparse critical-sparsity --tasks tiny-cloze --search --limit 100 --mc-num 16 --out critical
     """
+    from dllm_sparse.evaluation.options import ScoringOptions
     from dllm_sparse.evaluation.processes import join, leave
-    from dllm_sparse.models.loading import load
     from dllm_sparse.report.critical import critical_sparsity as run
     from dllm_sparse.report.workload import Workload
     from dllm_sparse.sparsity.config import SparsityConfig
 
     chosen = sweep.parse_layers(layers)
     base = SparsityConfig(rule=rule, scope=scope, group_size=group_size, score=score, layers=chosen, backend=backend)
-    scoring = sweep.scoring_options(
+    scoring = ScoringOptions(
         mc_num=mc_num,
         mc_batch=mc_batch,
         cfg_scale=cfg_scale,
@@ -92,7 +93,7 @@ def critical_sparsity(
         published=protocol,
         allow_code=confirm_run_unsafe_code,
     )
-    lm = load(model, device=own_device, dtype=dtype, revision=revision, engine=engine)
+    lm = open_model(output, model, own_device, dtype, revision, engine)
     sweep.check_sampler(lm, sampler, block_length)
     with sweep.SweepProgress(output, first=processes.first) as progress:
         report = run(

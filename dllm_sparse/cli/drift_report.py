@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dllm_sparse.cli import options as opt
-from dllm_sparse.cli.opening import open_model
+from dllm_sparse.cli.opening import has_chat_template, open_model
 from dllm_sparse.cli.output import Output
 
 if TYPE_CHECKING:
@@ -24,14 +24,12 @@ def drift_report(
     model: opt.ModelOpt = "tiny-diffusion",
     prompts: opt.PromptsOpt = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts; of the bundled ones 8.")] = None,
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="Chat template; default: when the tokenizer has one.")
-    ] = None,
+    chat: opt.ChatOpt = None,
     p: opt.POpt = 0.8,
     sites: opt.SitesOpt = "all_inputs",
     rule: opt.RuleOpt = "top_p",
     scope: Annotated[
-        str,
+        Literal["token", "sequence", "group"],
         typer.Option(
             help="token; sequence (the published LLaDA code) or group are reported beside it.",
             rich_help_panel="Sparsity",
@@ -74,7 +72,7 @@ def drift_report(
     cache: opt.CacheOpt = "none",
     threshold: opt.ThresholdOpt = None,
     factor: opt.FactorOpt = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts decoded together.", rich_help_panel="Decoding")] = 8,
+    batch_size: opt.BatchSizeOpt = 8,
     seed: opt.SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
     dtype: opt.DtypeOpt = "auto",
@@ -106,7 +104,7 @@ def drift_report(
         factor=factor,
         seed=seed,
     )
-    sparsity = SparsityConfig(p=p, rule=rule, sites=sites, scope=scope, group_size=group_size, score=score)  # type: ignore[arg-type]
+    sparsity = SparsityConfig(p=p, rule=rule, sites=sites, scope=scope, group_size=group_size, score=score)
     deltas = tuple(delta or (_DELTAS if snapshot_every else ()))
     every = snapshot_every or min(deltas, default=0)
     experiments = {"reuse": reuse, "snapshot_every": every, "deltas": deltas}
@@ -114,7 +112,7 @@ def drift_report(
     output = Output(as_json=as_json, quiet=quiet)
     lm = open_model(output, model, device, dtype, revision, engine)
     sampler = fit(lm, sampler, block_length)
-    use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
+    chat = has_chat_template(lm) if chat is None else chat
     _run(
         output,
         lm,
@@ -122,7 +120,7 @@ def drift_report(
         sampler,
         sparsity,
         out,
-        {"apply": apply, "chat": use_chat, "batch_size": batch_size, **experiments},
+        {"apply": apply, "chat": chat, "batch_size": batch_size, **experiments},
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dllm_sparse.cli import options as opt
-from dllm_sparse.cli.opening import open_model
+from dllm_sparse.cli.opening import has_chat_template, open_model
 from dllm_sparse.cli.output import Output
 from dllm_sparse.cli.prompts import gather_prompts
 
@@ -23,9 +23,7 @@ def generate(
     model: opt.ModelOpt = "tiny-diffusion",
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")] = None,
     prompts: opt.PromptsOpt = None,
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="Chat template; default: when the tokenizer has one.")
-    ] = None,
+    chat: opt.ChatOpt = None,
     p: Annotated[
         float | None,
         typer.Option(
@@ -64,7 +62,7 @@ def generate(
         bool, typer.Option(help="Commit EOS and EoT last.", rich_help_panel="Decoding")
     ] = False,
     stop_at_eos: Annotated[bool, typer.Option(help="Stop when all rows ended.", rich_help_panel="Decoding")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts decoded together.", rich_help_panel="Decoding")] = 8,
+    batch_size: opt.BatchSizeOpt = 8,
     execution: opt.ExecutionOpt = "auto",
     seed: opt.SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
@@ -126,16 +124,16 @@ def generate(
     check_folder(out)  # fails now, not after an hour of decoding
     lm = open_model(output, model, device, dtype, revision, engine)
     sampler = fit(lm, sampler, block_length)
-    use_chat = bool(getattr(lm.tokenizer, "chat_template", None)) if chat is None else chat
+    chat = has_chat_template(lm) if chat is None else chat
     batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
-    _check(output, lm, batches, sampler, chat=use_chat)
+    _check(output, lm, batches, sampler, chat=chat)
     dense = p is None and schedule is None
     if dense and sparsity != SparsityConfig(p=IDENTITY[rule], rule=rule):
         output.warn("without --p or --p-schedule nothing is masked; the other sparsity options do nothing")
     config = {"model": model, "sampler": sampler.to_dict(), "sparsity": None if dense else sparsity.to_dict()}
     results: list[Generation] = []
     try:
-        _run(output, lm, batches, sampler, None if dense else sparsity, results, chat=use_chat, watch=watch)
+        _run(output, lm, batches, sampler, None if dense else sparsity, results, chat=chat, watch=watch)
     except KeyboardInterrupt:
         # What is finished is kept; --json stays silent, because its one object would not be the whole answer.
         if results and not (as_json and out is None):

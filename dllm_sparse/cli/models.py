@@ -48,7 +48,8 @@ def _family_lines(families: list[FamilyFacts]) -> Iterator[str]:
         cells = [family.name, family.model_type, family.attention.replace("_", "-"), family.noise or "-", mask]
         cells += ["-" if family.noise is None else family.logit_shift, family.blocks, family.cache]
         yield "".join(f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
-    yield "A mask id in a checkpoint's config wins. DiffusionGemma and * run through transformers, the others natively."
+    yield "A mask id or block_size in a checkpoint's config wins; SDAR's b8 and b16 run in blocks of 4 without it."
+    yield "DiffusionGemma and * run through transformers, the others natively."
     yield ""
     yield "Where the sites are:"
     for sites in dict.fromkeys(family.sites for family in families):

@@ -127,6 +127,10 @@ ExecutionOpt = Annotated[
 ]
 SeedOpt = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=_DECODING)]
 
+ChatOpt = Annotated[
+    bool | None, typer.Option("--chat/--no-chat", help="Chat template; default: when the tokenizer has one.")
+]
+BatchSizeOpt = Annotated[int, typer.Option(min=1, help="Prompts decoded together.", rich_help_panel=_DECODING)]
 PromptsOpt = Annotated[
     Path | None, typer.Option("--prompts", help="File with prompts: .txt one a line, or .jsonl with a `prompt` field.")
 ]

@@ -12,7 +12,6 @@ from dllm_sparse.cli.terminal import printable
 from dllm_sparse.types import UsageError
 
 if TYPE_CHECKING:
-    from dllm_sparse.evaluation.options import ScoringOptions
     from dllm_sparse.models.language_model import LanguageModel
     from dllm_sparse.samplers.config import SamplerConfig
 
@@ -122,13 +121,6 @@ def check_sampler(lm: LanguageModel, sampler: SamplerConfig | None, block_length
     """Raises UsageError for what this model cannot decode, before anything is scored."""
     if sampler is not None:
         fit(lm, sampler, block_length)
-
-
-def scoring_options(**values: Any) -> ScoringOptions:
-    """Likelihood options from the command line."""
-    from dllm_sparse.evaluation.options import ScoringOptions
-
-    return ScoringOptions(**values)
 
 
 class SweepProgress:

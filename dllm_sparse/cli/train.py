@@ -66,7 +66,7 @@ def train(
     device: TrainDeviceOpt = "auto",
     compiled: CompileOpt = None,
     snapshots: SnapshotsOpt = 0,
-    json: opt.JsonOpt = False,
+    as_json: opt.JsonOpt = False,
     quiet: opt.QuietOpt = False,
 ) -> None:
     """Train a small diffusion or autoregressive model; the same command again continues after an interruption."""
@@ -79,7 +79,7 @@ def train(
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda was asked for, but torch sees no CUDA GPU; use --device cpu")
-    output = Output(as_json=json, quiet=quiet)
+    output = Output(as_json=as_json, quiet=quiet)
     check_folder(out)
     sizes = {"model_width": width, "model_layers": layers, "model_heads": heads, "model_ffn_width": ffn_width}
     chosen = load_recipe(recipe, steps=steps, seed=seed, model_activation=activation, **sizes)
@@ -94,7 +94,7 @@ def train(
         trainer.run(report)
     files = trainer.finish()
     if trainer.main_process:
-        output.json({"files": [str(path) for path in files]}) if json else output.paths(files)
+        output.json({"files": [str(path) for path in files]}) if as_json else output.paths(files)
 
 
 def _prepared(recipe: Recipe, corpus: Path | None, folder: Path, output: Output, *, cpu: bool) -> Prepared:

@@ -165,7 +165,8 @@ class SamplerConfig:
         if self.block_length not in (_DEFAULT_BLOCK, block_length):
             raise UsageError(
                 f"block_length is {self.block_length}, but this block-causal model decodes in its own blocks of "
-                f"{block_length} tokens; leave block_length out"
+                f"{block_length} tokens; leave block_length out (a checkpoint of other blocks names its block_size in "
+                "config.json)"
             )
         if self.temperature == 0:
             self._refuse(_SAMPLING_OPTIONS, "greedy decoding", "decoding at a temperature above 0")

@@ -42,6 +42,12 @@ def test_its_options_reach_the_decoder(cli: Cli, llada2_folder: Path) -> None:
     assert answer.json["batches"][0]["ids"] == expected.ids.tolist()
 
 
+def test_it_says_in_which_blocks_it_decodes(cli: Cli, llada2_folder: Path) -> None:
+    answer = cli("generate", "--model", llada2_folder, "--prompt", PROMPT, "--gen-length", 4)
+    assert answer.code == 0, answer.stderr
+    assert "it decodes in its own blocks of 4 tokens" in answer.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
