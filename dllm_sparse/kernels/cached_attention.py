@@ -13,7 +13,7 @@ from dllm_sparse.kernels import reference, streaming
 from dllm_sparse.kernels.streaming import Scratch, on_gpu
 
 _MAX_QUERIES = 64
-"""Most query rows of one program of the split kernel; more belong to the library's attention."""
+"""Most query rows of one program of the split kernel."""
 
 
 class Span(NamedTuple):
@@ -45,7 +45,7 @@ def rotate_and_store(
     Rotated in fp32 by `tables` (cos, sin) [positions, r / 2] fp32 at `positions` [B * T] int64, the first r <= d
     features. `norms`: weights of the query and key norm (Qwen3) and their epsilon.
     """
-    if not on_gpu(qkv) or 2 * tables[0].shape[1] != keys.shape[3]:  # the kernel rotates whole heads
+    if not on_gpu(qkv):
         return reference.rotate_and_store(qkv, tables, positions, slots, keys, values, norms)
     from dllm_sparse.kernels.gpu.layers import rope_kernel
 
@@ -71,6 +71,7 @@ def rotate_and_store(
         HEADS=heads,
         KV_HEADS=kv_heads,
         HALF=dim // 2,
+        TURNED=tables[0].shape[1],
         PAD=1 << (dim // 2 - 1).bit_length(),
         BH=block,
         QK_NORM=norms is not None,
@@ -84,10 +85,14 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, span: Span, scratch: Scratch
     """Softmax attention of q [B, H, T, d] over keys, values [B, KV, S, d] -> [B * T, H * d]."""
     batch, heads, tokens, dim = q.shape
     group = heads // keys.shape[1]
-    fits = on_gpu(q) and tokens * group <= _MAX_QUERIES and dim in (16, 32, 64, 128)
     prefill = 0 < span.block < tokens
-    if fits and not prefill:
-        return _attend_split(q, keys, values, span, scratch)
+    if on_gpu(q) and dim in (16, 32, 64, 128) and tokens <= _MAX_QUERIES and not prefill:
+        shared = next(
+            parts for parts in range(1, group + 1) if tokens * group <= _MAX_QUERIES * parts and not group % parts
+        )
+        # Where nothing is hidden the library, which needs no mask then, reads keys once for all heads that share them.
+        if shared == 1 or span.padded or not span.whole:
+            return _attend_split(q, keys, values, span, scratch, shared)
     if prefill:
         keys, values = keys[:, :, :tokens], values[:, :, :tokens]
     mask, causal = None, prefill and span.block == 1 and not span.padded
@@ -101,13 +106,14 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, span: Span, scratch: Scratch
     return y.transpose(1, 2).reshape(batch * tokens, heads * dim)
 
 
-def _attend_split(q: Tensor, keys: Tensor, values: Tensor, span: Span, scratch: Scratch) -> Tensor:
+def _attend_split(q: Tensor, keys: Tensor, values: Tensor, span: Span, scratch: Scratch, shared: int) -> Tensor:
+    """`shared` programs share the heads of one kv head."""
     from dllm_sparse.kernels.gpu.attention import attention_kernel
 
     batch, heads, tokens, dim = q.shape
-    kv_heads, length = keys.shape[1], keys.shape[2]
-    rows = max(16, 1 << (tokens * heads // kv_heads - 1).bit_length())
-    pairs = batch * kv_heads
+    sets, length = keys.shape[1] * shared, keys.shape[2]
+    rows = max(16, 1 << (tokens * heads // sets - 1).bit_length())
+    pairs = batch * sets
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count
     splits = max(min(-(-length // 128), processors // pairs), 1)
     out = torch.empty((batch * tokens, heads * dim), dtype=q.dtype, device=q.device)
@@ -127,7 +133,8 @@ def _attend_split(q: Tensor, keys: Tensor, values: Tensor, span: Span, scratch: 
         math.log2(math.e) / math.sqrt(dim),
         splits,
         HEADS=heads,
-        KV_HEADS=kv_heads,
+        SETS=sets,
+        SHARED=shared,
         HEAD_DIM=dim,
         BM=rows,
         BS=64,

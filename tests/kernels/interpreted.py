@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from itertools import product
 
 import torch
 
@@ -69,8 +70,8 @@ def layers() -> None:
         both, out = torch.randn(3, 80), torch.full((3, 40), torch.nan)
         glu_kernel[(3, 2)](both, out, 40, ACT=code, BLOCK=32, **PLAIN)
         close(out, reference.glu(both, name))
-    for normed in (False, True):
-        qkv, angles = torch.randn(4, 6 * 12), torch.rand(9, 6) * 6
+    for normed, turned in product((False, True), (6, 4, 1)):
+        qkv, angles = torch.randn(4, 6 * 12), torch.rand(9, turned) * 6
         positions, slots = torch.tensor([3, 4, 5, 6]), torch.tensor([4, 5])
         norms = (torch.randn(12), torch.randn(12), 1e-6) if normed else None
         tables = (angles.cos(), angles.sin())
@@ -79,7 +80,7 @@ def layers() -> None:
         given = norms or (qkv, qkv, 0.0)
         rope_kernel[(4, 2)](
             qkv, *tables, positions, slots, given[0], given[1], q, *caches[0], 2, 9, given[2],
-            HEADS=4, KV_HEADS=1, HALF=6, PAD=8, BH=4, QK_NORM=normed, **PLAIN,
+            HEADS=4, KV_HEADS=1, HALF=6, TURNED=turned, PAD=8, BH=4, QK_NORM=normed, **PLAIN,
         )  # fmt: skip
         close(q, reference.rotate_and_store(qkv, tables, positions, slots, *caches[1], norms))
         for found, truth in zip(*caches, strict=True):
@@ -87,7 +88,7 @@ def layers() -> None:
 
 
 def attention() -> None:
-    for splits in (1, 3):
+    for splits, shared in product((1, 3), (1, 2)):
         q, keys, values = torch.randn(2, 4, 3, 16), torch.randn(2, 2, 37, 16), torch.randn(2, 2, 37, 16)
         begin, end = torch.tensor([0, 5]), torch.tensor([33])
         place = torch.arange(37)
@@ -95,10 +96,11 @@ def attention() -> None:
         truth = torch.nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
         keys[:, :, 33:] = values[:, :, 33:] = torch.nan
         out, arrivals = torch.full((6, 64), torch.nan), torch.zeros(8, dtype=torch.int32)
-        space = torch.full((splits * 4 * 16 * 16,), torch.nan)
-        attention_kernel[(4, splits)](
-            q, keys, values, begin, end, out, space, torch.full((splits * 4 * 16 * 2,), torch.nan), arrivals,
-            3, 37, 1.4426950408889634 / 4, splits, HEADS=4, KV_HEADS=2, HEAD_DIM=16, BM=16, BS=16, **PLAIN,
+        space = torch.full((splits * 8 * 16 * 16,), torch.nan)
+        attention_kernel[(4 * shared, splits)](
+            q, keys, values, begin, end, out, space, torch.full((splits * 8 * 16 * 2,), torch.nan), arrivals,
+            3, 37, 1.4426950408889634 / 4, splits,
+            HEADS=4, SETS=2 * shared, SHARED=shared, HEAD_DIM=16, BM=16, BS=16, **PLAIN,
         )  # fmt: skip
         close(out, truth.transpose(1, 2).reshape(6, 64))
         assert not arrivals.any()

@@ -71,8 +71,8 @@ def one_key() -> None:
     out, arrivals = torch.full((1, 32), torch.nan), torch.zeros(1, dtype=torch.int32)
     attention_kernel[(1, 4)](
         q, keys, values, torch.tensor([36]), torch.tensor([37]), out, torch.full((4 * 16 * 16,), torch.nan),
-        torch.full((4 * 16 * 2,), torch.nan), arrivals, 1, 37, 0.25, 4, HEADS=2, KV_HEADS=1, HEAD_DIM=16, BM=16, BS=16,
-        **PLAIN,
+        torch.full((4 * 16 * 2,), torch.nan), arrivals, 1, 37, 0.25, 4,
+        HEADS=2, SETS=1, SHARED=1, HEAD_DIM=16, BM=16, BS=16, **PLAIN,
     )  # fmt: skip
     close(out, expected.repeat(2)[None])
     assert not arrivals.any()

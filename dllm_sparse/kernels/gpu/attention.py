@@ -21,22 +21,23 @@ def attention_kernel(
     scale,
     SPLITS,
     HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
+    SETS: tl.constexpr,
+    SHARED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BM: tl.constexpr,
     BS: tl.constexpr,
     WAIT: tl.constexpr,
     TRIGGER: tl.constexpr,
 ):
-    # q [B, HEADS, T, HEAD_DIM]; key, value [B, KV_HEADS, S, HEAD_DIM]; out [B, T, HEADS * HEAD_DIM]. Row b sees the
-    # positions begin_ptr[b] .. end_ptr[0]. Program (b * KV_HEADS + kv head, split): all queries of the heads that
-    # share this kv head. `scale` includes log2(e): the softmax is taken in powers of two.
-    GROUP: tl.constexpr = HEADS // KV_HEADS
+    # q [B, HEADS, T, HEAD_DIM]; key, value [B, SETS / SHARED, S, HEAD_DIM]; out [B, T, HEADS * HEAD_DIM]. Row b sees
+    # the positions begin_ptr[b] .. end_ptr[0]. Program (b * SETS + set, split): all queries of a set of heads, SHARED
+    # sets having one kv head in common. `scale` includes log2(e): the softmax is taken in powers of two.
+    GROUP: tl.constexpr = HEADS // SETS
     pair = tl.program_id(0)
-    b = pair // KV_HEADS
+    b = pair // SETS
     split = tl.program_id(1)
     m = tl.arange(0, BM)
-    head = (pair % KV_HEADS) * GROUP + m // T
+    head = (pair % SETS) * GROUP + m // T
     t = m % T
     live = m < T * GROUP
     d = tl.arange(0, HEAD_DIM)
@@ -58,7 +59,7 @@ def attention_kernel(
     for step in range(first, last, BS):
         i = step + tl.arange(0, BS)
         seen = i < last
-        place = (pair.to(tl.int64) * S + i[:, None]) * HEAD_DIM + d[None, :]
+        place = ((pair // SHARED).to(tl.int64) * S + i[:, None]) * HEAD_DIM + d[None, :]
         k = tl.load(key_ptr + place, mask=seen[:, None], other=0.0)
         v = tl.load(value_ptr + place, mask=seen[:, None], other=0.0)
         score = tl.where(seen[None, :], tl.dot(q, tl.trans(k), input_precision="ieee") * scale, -1.0e30)

@@ -76,6 +76,7 @@ def rope_kernel(
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    TURNED: tl.constexpr,
     PAD: tl.constexpr,
     BH: tl.constexpr,
     QK_NORM: tl.constexpr,
@@ -83,7 +84,9 @@ def rope_kernel(
     TRIGGER: tl.constexpr,
 ):
     # Program (token, BH heads) of qkv [B * T, (HEADS + 2 KV_HEADS) * 2 HALF]: queries to q [B, HEADS, T, .], keys and
-    # values to slot_ptr[t] of [B, KV_HEADS, S, .]; rotated by halves in fp32 at rotary position position_ptr[b, t].
+    # values to slot_ptr[t] of [B, KV_HEADS, S, .]; of every head the first 2 TURNED features are rotated by halves in
+    # fp32 at rotary position position_ptr[b, t]. Lane i works on features `one` and `two`: a pair that turns together,
+    # or, beyond, two that pass.
     token = tl.program_id(0)
     b = token // T
     t = token % T
@@ -98,32 +101,34 @@ def rope_kernel(
     is_q = head < HEADS
     is_k = (head >= HEADS) & (head < HEADS + KV_HEADS)
     is_v = head >= HEADS + KV_HEADS
-    source = qkv_ptr + (token.to(tl.int64) * (HEADS + 2 * KV_HEADS) + head) * 2 * HALF + i
-    first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+    one = tl.where(i < TURNED, i, i + TURNED)
+    two = tl.where(i < TURNED, i + TURNED, i + HALF)
+    source = qkv_ptr + (token.to(tl.int64) * (HEADS + 2 * KV_HEADS) + head) * 2 * HALF
+    first = tl.load(source + one, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(source + two, mask=inside, other=0.0).to(tl.float32)
     position = tl.load(position_ptr + token)
-    cos = tl.load(cos_ptr + position * HALF + i, mask=i < HALF, other=0.0)
-    sin = tl.load(sin_ptr + position * HALF + i, mask=i < HALF, other=0.0)
+    cos = tl.load(cos_ptr + position * TURNED + i, mask=i < TURNED, other=1.0)
+    sin = tl.load(sin_ptr + position * TURNED + i, mask=i < TURNED, other=0.0)
     rope_first = first
     rope_second = second
     if QK_NORM:
         square = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
         scale = tl.rsqrt(square / (2 * HALF) + eps)[:, None]
-        q1 = tl.load(q_norm_ptr + i, mask=i < HALF, other=0.0).to(tl.float32)
-        q2 = tl.load(q_norm_ptr + HALF + i, mask=i < HALF, other=0.0).to(tl.float32)
-        k1 = tl.load(k_norm_ptr + i, mask=i < HALF, other=0.0).to(tl.float32)
-        k2 = tl.load(k_norm_ptr + HALF + i, mask=i < HALF, other=0.0).to(tl.float32)
+        q1 = tl.load(q_norm_ptr + one, mask=i < HALF, other=0.0).to(tl.float32)
+        q2 = tl.load(q_norm_ptr + two, mask=i < HALF, other=0.0).to(tl.float32)
+        k1 = tl.load(k_norm_ptr + one, mask=i < HALF, other=0.0).to(tl.float32)
+        k2 = tl.load(k_norm_ptr + two, mask=i < HALF, other=0.0).to(tl.float32)
         rope_first = (tl.where(is_q, q1, k1) * (first * scale).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
         rope_second = (tl.where(is_q, q2, k2) * (second * scale).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
     first = tl.where(is_v, first, rope_first * cos - rope_second * sin).to(dtype)
     second = tl.where(is_v, second, rope_second * cos + rope_first * sin).to(dtype)
     slot = tl.load(slot_ptr + t)
-    to_q = q_ptr + ((b * HEADS + head).to(tl.int64) * T + t) * 2 * HALF + i
-    tl.store(to_q, first, mask=inside & is_q)
-    tl.store(to_q + HALF, second, mask=inside & is_q)
-    to_k = key_ptr + ((b * KV_HEADS + head - HEADS).to(tl.int64) * S + slot) * 2 * HALF + i
-    tl.store(to_k, first, mask=inside & is_k)
-    tl.store(to_k + HALF, second, mask=inside & is_k)
-    to_v = value_ptr + ((b * KV_HEADS + head - HEADS - KV_HEADS).to(tl.int64) * S + slot) * 2 * HALF + i
-    tl.store(to_v, first, mask=inside & is_v)
-    tl.store(to_v + HALF, second, mask=inside & is_v)
+    to_q = q_ptr + ((b * HEADS + head).to(tl.int64) * T + t) * 2 * HALF
+    tl.store(to_q + one, first, mask=inside & is_q)
+    tl.store(to_q + two, second, mask=inside & is_q)
+    to_k = key_ptr + ((b * KV_HEADS + head - HEADS).to(tl.int64) * S + slot) * 2 * HALF
+    tl.store(to_k + one, first, mask=inside & is_k)
+    tl.store(to_k + two, second, mask=inside & is_k)
+    to_v = value_ptr + ((b * KV_HEADS + head - HEADS - KV_HEADS).to(tl.int64) * S + slot) * 2 * HALF
+    tl.store(to_v + one, first, mask=inside & is_v)
+    tl.store(to_v + two, second, mask=inside & is_v)
