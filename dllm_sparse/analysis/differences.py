@@ -58,16 +58,16 @@ def _verdict(
         return f"No interval: a resample without a defined score; {names[0]} and {names[1]} cannot be compared here."
     span = f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f} points"
     if doubts:
-        return f"Not decided ({'; '.join(doubts)}): difference {100 * gap:+.1f} points, 95% interval {span}."
+        return f"Not decided ({'; '.join(doubts)}): difference {100 * gap:+.1f} points, 95 % interval {span}."
     if ends[0] > 0 or ends[1] < 0:
         more, less = names if gap > 0 else names[::-1]
         sign = 1 if gap > 0 else -1
         low, high = sorted((sign * ends[0], sign * ends[1]))
         return (
             f"{more} tolerates {'at least ' if at_least else ''}{100 * abs(gap):.1f} points more sparsity than {less} "
-            f"(95% interval {100 * low:.1f} to {100 * high:.1f})."
+            f"(95 % interval {100 * low:.1f} to {100 * high:.1f})."
         )
     return (
-        f"Not separated: {names[0]} minus {names[1]} is {100 * gap:+.1f} points and the 95% interval, {span}, "
+        f"Not separated: {names[0]} minus {names[1]} is {100 * gap:+.1f} points and the 95 % interval, {span}, "
         f"contains 0."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -133,7 +134,7 @@ class Sweep:
     def point(self, task: EvaluationTask, config: SparsityConfig) -> dict[str, Any]:
         """The evaluated point, from the store where it is there: p, score, item values, sparsity, exploitable."""
         identity = self.identity(task, config)
-        self.watcher.started(f"{task.name} {config.sites} p={config.p:g}")
+        self.watcher.started(f"{Path(self.lm.name).name}: {task.name} {config.sites} p={config.p:g}")
         stored = self.processes.agree(self.store.get(identity) if self.processes.first else None)
         if stored is None:
             stored = self._evaluate(task, config)
