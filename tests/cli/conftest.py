@@ -1,4 +1,4 @@
-"""Calls of the command line in this process, with what it printed."""
+"""Calls of the command line in this process, with what it printed; the toy model loaded."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import dllm_sparse as ds
 from tests.helpers import call_cli
 
 
@@ -44,3 +46,8 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Answer(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture(scope="module")
+def toy_lm(toy: Path) -> ds.LanguageModel:
+    return ds.load(str(toy), device="cpu")

@@ -10,15 +10,10 @@ from torch import Tensor
 
 import dllm_sparse as ds
 from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
+from tests.samplers.tiny import run
 
 PAD, EOS = 35, 38
 PROMPTS = [random_ids(1, length, seed=length, vocabulary=35)[0] for length in (7, 4, 1)]
-
-
-def run(lm: ds.LanguageModel, ids: Tensor, mask: Tensor | None = None, **values: Any) -> ds.Generation:
-    observers, sparsity = values.pop("observers", ()), values.pop("sparsity", None)
-    sampler = ds.SamplerConfig(**values)
-    return ds.generate(lm, prompt_ids=ids, attention_mask=mask, sampler=sampler, sparsity=sparsity, observers=observers)
 
 
 def uncached(lm: ds.LanguageModel, prompt: Tensor, length: int, temperature: float = 0.0, seed: int = 0) -> list[int]:

@@ -15,6 +15,7 @@ from dllm_sparse.samplers.confidence import pick_by_threshold_or_quota
 from dllm_sparse.types import TokenClass, UsageError
 from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
 from tests.samplers.plain_blocks import recompute
+from tests.samplers.tiny import run
 
 MASK, EOS = 39, 38
 PROMPTS = [random_ids(1, length, seed=length)[0] for length in (14, 9, 2)]
@@ -27,12 +28,6 @@ RULES: tuple[dict[str, Any], ...] = (
     {"cfg_scale": 1.5},
     {"threshold": 0.4, "minimal_topk": 2},
 )
-
-
-def run(lm: ds.LanguageModel, ids: Tensor, mask: Tensor | None = None, **options: Any) -> ds.Generation:
-    observers, sparsity = options.pop("observers", ()), options.pop("sparsity", None)
-    sampler = ds.SamplerConfig(**options)
-    return ds.generate(lm, prompt_ids=ids, attention_mask=mask, sampler=sampler, sparsity=sparsity, observers=observers)
 
 
 def plain(lm: ds.LanguageModel, prompt: Tensor, config: ds.SamplerConfig) -> tuple[Tensor, int]:

@@ -12,16 +12,11 @@ from torch import Tensor
 import dllm_sparse as ds
 from dllm_sparse.engine.flags import Flags
 from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
+from tests.samplers.tiny import run
 
 LENGTHS = (7, 4, 1, 6, 3, 9)
 PROMPTS = [random_ids(1, length, seed=length, vocabulary=35)[0] for length in LENGTHS]
 EXECUTIONS = ("eager", "graph")
-
-
-def run(lm: ds.LanguageModel, ids: Tensor, mask: Tensor | None, **options: Any) -> ds.Generation:
-    observers, sparsity = options.pop("observers", ()), options.pop("sparsity", None)
-    sampler = ds.SamplerConfig(**options)
-    return ds.generate(lm, prompt_ids=ids, attention_mask=mask, sampler=sampler, sparsity=sparsity, observers=observers)
 
 
 def fed_rows(lm: ds.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -14,66 +14,8 @@ import dllm_sparse as ds
 from dllm_sparse.samplers.schedule import transfer_counts
 from dllm_sparse.types import UsageError
 from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
-
-MASK, EOS, EOT = 39, 38, 37
-LENGTHS = (7, 4, 1)
-PROMPTS = [random_ids(1, length, seed=length)[0] for length in LENGTHS]
-
-
-def run(lm: ds.LanguageModel, ids: Tensor, mask: Tensor | None = None, **options: Any) -> ds.Generation:
-    observers, sparsity = options.pop("observers", ()), options.pop("sparsity", None)
-    return ds.generate(
-        lm,
-        prompt_ids=ids,
-        attention_mask=mask,
-        sampler=ds.SamplerConfig(**options),
-        sparsity=sparsity,
-        observers=observers,
-    )
-
-
-def plain_llada(lm: ds.LanguageModel, prompt: Tensor, mask: Tensor, config: ds.SamplerConfig) -> tuple[Tensor, Tensor]:
-    """LLaDA's sampler as its paper and code state it: whole sequences, whole softmaxes, no short cuts.
-
-    Returns ids [B, L] and the step that committed each generated position.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    x = torch.cat((prompt, torch.full((len(prompt), config.gen_length), MASK)), dim=1)
-    mask = torch.cat((mask, torch.ones(len(prompt), config.gen_length, dtype=torch.int64)), dim=1)
-    given_at_start = x != MASK
-    when = torch.full_like(x, -1)
-    for block in range(config.blocks):
-        end = prompt.shape[1] + (block + 1) * config.block_length
-        inside = x[:, end - config.block_length : end] == MASK
-        quotas = [transfer_counts(int(row.sum()), config.steps_per_block) for row in inside]
-        for step in range(config.steps_per_block):
-            masked = x == MASK
-            logits = lm.logits(x, mask)
-            if config.cfg_scale > 0:
-                free = lm.logits(x.masked_fill(given_at_start, MASK), mask)
-                logits = free + (config.cfg_scale + 1) * (logits - free)
-            if config.logits_eos_inf:
-                logits[..., EOS] = -torch.inf
-            noisy = logits
-            if config.temperature > 0:
-                uniform = torch.rand(logits.shape, dtype=torch.float64, generator=generator)
-                noisy = logits.double().exp() / (-uniform.log()) ** config.temperature
-            tokens = noisy.argmax(-1)
-            if config.confidence_eos_eot_inf:
-                logits[..., EOT] = -torch.inf
-                if config.temperature == 0:
-                    logits[..., EOS] = -torch.inf
-            confidence = logits.softmax(-1).gather(-1, tokens[..., None])[..., 0]
-            if config.remasking == "random":
-                confidence = torch.rand(x.shape, generator=generator)
-            confidence[:, end:] = -torch.inf
-            confidence[~masked] = -torch.inf
-            for row, quota in enumerate(quotas):
-                chosen = confidence[row].topk(quota[step]).indices
-                x[row, chosen] = tokens[row, chosen]
-                when[row, chosen] = block * config.steps_per_block + step
-    return x, when[:, prompt.shape[1] :]
-
+from tests.samplers.plain_llada import plain_llada
+from tests.samplers.tiny import EOS, EOT, MASK, PROMPTS, run
 
 options = st.fixed_dictionaries(
     {
@@ -187,69 +129,6 @@ def test_a_model_that_predicts_the_mask_token_comes_to_an_end(cache: Any, rule: 
     assert out.forward_passes <= 12
 
 
-def eos_lover() -> ds.LanguageModel:
-    """A model that says EOS at some positions: its head row is another token's, a little longer."""
-    lm = tiny_lm(seed=3)
-    ids = run(lm, PROMPTS[0][None], gen_length=12, block_length=3).ids[0, len(PROMPTS[0]) :]
-    favourite = int(ids[:3].mode().values)
-    lm.transformer.head.weight[EOS] = lm.transformer.head.weight[favourite] * 1.01
-    return lm
-
-
-def test_stop_at_eos_leaves_out_the_blocks_behind_it() -> None:
-    lm = eos_lover()
-    prompt = PROMPTS[0][None]
-    values = {"gen_length": 12, "block_length": 3}
-    full, stopped = run(lm, prompt, **values), run(lm, prompt, stop_at_eos=True, **values)
-    width = prompt.shape[1]
-    generated = full.ids[0, width:].tolist()
-    assert EOS in generated[:9]
-    kept = (generated.index(EOS) // 3 + 1) * 3
-    assert stopped.ids[0, width : width + kept].tolist() == generated[:kept]
-    assert (stopped.ids[0, width + kept :] == EOS).all()
-    assert stopped.forward_passes == kept
-    assert (stopped.commit_step[0, kept:] == -1).all()
-    assert stopped.generated_tokens == generated.index(EOS)
-
-
-def test_stop_at_eos_waits_for_every_row() -> None:
-    lm = eos_lover()
-    ids, mask = left_padded(PROMPTS)
-    values = {"gen_length": 12, "block_length": 3}
-    ends = []
-    for prompt in PROMPTS:
-        generated = run(lm, prompt[None], **values).ids[0, len(prompt) :].tolist()
-        ends.append(generated.index(EOS) // 3 + 1 if EOS in generated else 4)
-    assert run(lm, ids, mask, stop_at_eos=True, **values).forward_passes == 3 * max(ends)
-
-
-def test_eos_flags() -> None:
-    lm = eos_lover()
-    prompt, width = PROMPTS[0][None], len(PROMPTS[0])
-    values = {"gen_length": 12, "block_length": 3}
-    dense = run(lm, prompt, **values).ids[0, width:]
-    assert (dense == EOS).any()
-    assert not (run(lm, prompt, logits_eos_inf=True, **values).ids[0, width:] == EOS).any()
-    assert not torch.equal(run(lm, prompt, confidence_eos_eot_inf=True, **values).ids[0, width:], dense)
-    other = int(dense[dense != EOS][0])
-    own = run(lm, prompt, logits_eos_inf=True, eos_token_id=other, **values).ids[0, width:]
-    assert not (own == other).any()
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_confidence_flag_spares_eos_at_a_temperature_as_published(temperature: float, seed: int) -> None:
-    lm, prompt = eos_lover(), PROMPTS[0][None]
-    values = {"gen_length": 12, "block_length": 12, "temperature": temperature, "seed": seed}
-    config = ds.SamplerConfig(confidence_eos_eot_inf=True, logits_eos_inf=False, **values)  # type: ignore[arg-type]
-    lm.transformer.head.weight[EOS] *= 1.3
-    out = run(lm, prompt, confidence_eos_eot_inf=True, **values)
-    ids, when = plain_llada(lm, prompt, torch.ones_like(prompt), config)
-    assert torch.equal(out.ids, ids)
-    assert torch.equal(out.commit_step, when)
-    assert temperature == 0 or (out.ids == EOS).any()
-
-
 @pytest.mark.parametrize("length", [1, 7, 30])
 def test_equal_confidences_are_decided_as_the_plain_loop_decides_them(length: int) -> None:
     """All logits are 0, so all confidences are equal: which ones topk takes depends on the width of its row."""
@@ -326,21 +205,3 @@ def test_prompts_that_do_not_fit_are_refused_with_a_way_out() -> None:
         run(lm, random_ids(1, 4), gen_length=12, block_length=5)
     with pytest.raises(UsageError, match="steps 5 cannot be split over 2 blocks"):
         run(lm, random_ids(1, 4), gen_length=12, block_length=6, steps=5)
-
-
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("rule", [{"steps": 8}, {"threshold": 0.3}, {"factor": 1.5}])
-def test_stopping_early_changes_no_text_in_a_batch(cache: Any, rule: dict[str, Any]) -> None:
-    """A row that ends waits for the others and goes on decoding, but only behind its end-of-text."""
-    ended = 0
-    for seed in range(4):
-        lm = tiny_lm(seed=seed)
-        ids, mask = left_padded(PROMPTS)
-        values = {"gen_length": 16, "block_length": 4, "cache": cache, "stop_at_eos": True, **rule}
-        batch = run(lm, ids, mask, **values)
-        for row, prompt in enumerate(PROMPTS):
-            alone = run(lm, prompt[None], **values).ids[0, len(prompt) :].tolist()
-            stop = alone.index(EOS) + 1 if EOS in alone else len(alone)
-            assert batch.ids[row, ids.shape[1] :].tolist()[:stop] == alone[:stop]
-            ended += stop < len(alone)
-    assert ended  # or the test shows nothing
