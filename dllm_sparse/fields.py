@@ -1,8 +1,10 @@
-"""Configurations check the types of their own fields: what TOML, JSON or a command line puts there may be anything."""
+"""Configurations check the names and types of their own fields: TOML, JSON or a command line may hold anything."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -10,6 +12,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from dllm_sparse.types import UsageError
 
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
+
+
+def check_names(kind: type, values: Mapping[str, Any], what: str) -> None:
+    """Raises UsageError for the first of the names that is no field of a dataclass; `what` says what it would be."""
+    known = {field.name for field in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise UsageError(f"{what} {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
 
 
 def check_fields(config: object) -> None:

@@ -22,7 +22,7 @@ def read_texts(path: Path) -> list[str]:
     Raises PromptFileError naming file and line.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise PromptFileError(f"text file {path} cannot be read: {error}") from error
     if path.suffix != ".jsonl":
@@ -33,7 +33,7 @@ def read_texts(path: Path) -> list[str]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PromptFileError(f"{path}, line {number}: expected a JSON object; {error}") from error
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
             raise PromptFileError(f'{path}, line {number}: expected a string "text"; found {line[:60]!r}')

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from dllm_sparse.fields import check_fields
+from dllm_sparse.fields import check_fields, check_names
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.types import UsageError
 
@@ -229,7 +229,5 @@ class SamplerConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SamplerConfig:
         """Inverse of `to_dict`; unknown keys raise UsageError."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise UsageError(f"unknown sampler option {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        check_names(cls, values, "unknown sampler option")
         return cls(**values)

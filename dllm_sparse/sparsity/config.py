@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
-from dllm_sparse.fields import check_fields
+from dllm_sparse.fields import check_fields, check_names
 from dllm_sparse.sparsity.rules import Ties, check_fraction
 from dllm_sparse.types import ATTENTION_SITES, SiteName, UsageError
 
@@ -104,9 +104,7 @@ class SparsityConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SparsityConfig:
         """Inverse of `to_dict`; unknown keys raise UsageError."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise UsageError(f"unknown sparsity option {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        check_names(cls, values, "unknown sparsity option")
         return cls(**values)
 
     def _check_layers(self) -> None:

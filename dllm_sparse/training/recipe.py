@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dllm_sparse.fields import check_fields, check_ranges
+from dllm_sparse.fields import check_fields, check_names, check_ranges
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.config_values import LARGEST
 from dllm_sparse.types import Kind, UsageError
@@ -217,10 +217,7 @@ def recipe_from_dict(table: dict[str, Any], origin: str) -> Recipe:
 def _build(kind: type[T], values: Any, where: str) -> T:
     if not isinstance(values, dict):
         raise UsageError(f"{where}: expected keys and values, found {repr(values)[:60]}")
-    allowed = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - allowed)
-    if unknown:
-        raise UsageError(f"{where}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(allowed))}")
+    check_names(kind, values, f"{where}: unknown key")
     try:
         return kind(**values)
     except (TypeError, UsageError) as error:
