@@ -106,12 +106,17 @@ def test_a_threshold_keeps_to_the_steps_budget(values: dict[str, Any], first: in
     assert out.forward_passes == forwards
 
 
-def test_a_budget_is_what_steps_add_to_a_threshold() -> None:
-    """Without `steps`, all that is sure is committed; one step plans everything at once, which is the same."""
+@pytest.mark.parametrize("execution", ["eager", "graph"])
+def test_a_budget_is_what_steps_add_to_a_threshold(execution: Any) -> None:
+    """Without `steps`, all that is sure is committed; one step plans everything at once, which is the same.
+
+    Captured steps without a budget are not kept for one with it.
+    """
     lm, prompt = dream_lm(), PROMPTS[0][None]
     passes = {}
     for steps in (None, 1, 2, GEN):
         config = ds.SamplerConfig(gen_length=GEN, steps=steps, threshold=0.2, remasking="maskgit_plus")
+        config = replace(config, execution=execution)
         passes[steps] = ds.generate(lm, prompt_ids=prompt, sampler=config).forward_passes
     assert passes[None] == passes[1] < passes[2] < passes[GEN] == GEN
 
