@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -28,18 +27,17 @@ def run_once(arguments: argparse.Namespace) -> dict[str, float]:
 
     import dllm_sparse as ds
     from dllm_sparse.analysis.recorder import MaskRecorder
+    from dllm_sparse.bench.machine import peak_memory, reset_peak_memory
 
     torch.set_num_threads(arguments.threads)
     lm = ds.load(arguments.model, device="cpu")
     sampler = ds.SamplerConfig(gen_length=arguments.gen_length, steps=arguments.steps)
     observers = (MaskRecorder(lm.kind, sampler),) if arguments.record else ()
-    Path("/proc/self/clear_refs").write_text("5")
+    reset_peak_memory(lm.device)
     started = time.process_time()
     out = ds.generate(lm, [PROMPT], sampler=sampler, sparsity=ds.SparsityConfig(p=arguments.p), observers=observers)
     seconds = time.process_time() - started
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert peak is not None
-    return {"seconds": seconds, "wall_seconds": out.seconds, "peak_mib": int(peak[1]) / 1024}
+    return {"seconds": seconds, "wall_seconds": out.seconds, "peak_mib": peak_memory(lm.device) / 2**20}
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, object]:
@@ -48,7 +46,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
     command = [sys.executable, __file__, *sys.argv[1:], "--child"]
     for _ in range(arguments.repeats):
         for kind, flags in (("masked", []), ("recorded", ["--record"])):
-            done = subprocess.run([*command, *flags], check=True, capture_output=True, text=True)
+            done = subprocess.run([*command, *flags], check=True, stdout=subprocess.PIPE, text=True)
             runs[kind].append(json.loads(done.stdout))
             print(kind, runs[kind][-1], file=sys.stderr)
     fastest = {kind: min(run["seconds"] for run in found) for kind, found in runs.items()}

@@ -1,7 +1,8 @@
 """Top-p thresholds on a GPU: one Triton program per row, the whole row in registers where it fits, fp64 sums.
 
-The plain twin is the bisection in `sparsity/rules.py`; both search the ordered bit patterns of the scores, so they
-return the same entry. `triton` is imported on first use, because the CPU build of torch does not bring it.
+The plain twin sorts, in `sparsity/rules.py`; this one halves the ordered bit patterns of the scores, down to an entry
+of the row, so both return the same threshold. `triton` is imported on first use, because the CPU build of torch does
+not bring it.
 """
 
 from __future__ import annotations
