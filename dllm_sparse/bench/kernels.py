@@ -6,7 +6,7 @@ anything. Rows share their large channels, which makes the union density of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +16,15 @@ from torch import Tensor
 from dllm_sparse.bench.floors import Rates
 from dllm_sparse.bench.machine import machine
 from dllm_sparse.bench.timing import Timing, graphed, time_calls
+from dllm_sparse.kernels import reference
+from dllm_sparse.kernels.listing import Listed
 from dllm_sparse.kernels.packing import select
 from dllm_sparse.kernels.streaming import Scratch, add_norm, glu, on_gpu, stream_matmul
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.types import BackendUnavailable
 
 SCHEMA = "dllm-sparse/bench-kernels@1"
+EPS = 1e-5
 LAYERS = 16
 """Layers whose weights are rotated: many times the L2 cache, and enough to share out what a graph's launch costs."""
 
@@ -79,23 +82,19 @@ class _Layer:
         self.gate_up = [self._weight(width, 2 * inner, device) for _ in range(LAYERS)]
         self.down = [self._weight(inner, width, device) for _ in range(LAYERS)]
         self.norm = torch.ones(width, device=device, dtype=torch.bfloat16)
-        # Every layer has rows of its own: the threshold before is a guess, as it is from step to step.
-        self.x = [self._rows(tokens, width, density, device) for _ in range(LAYERS)]
-        self.hidden = [self._rows(tokens, inner, density, device) for _ in range(LAYERS)]
-        self.p = torch.full((1,), 0.999, dtype=torch.float64, device=device)
+        # Channels have scales of their own, which tokens share, as in a model. Every layer has rows of its own: the
+        # threshold before is a guess, as it is from step to step.
+        scales = torch.randn(width, device=device).exp()
+        self.x = [(torch.randn(tokens, width, device=device) * scales).bfloat16() for _ in range(LAYERS)]
         self.guesses = torch.zeros((2, tokens), device=device)
         self.kept = torch.zeros((2, tokens), dtype=torch.int32, device=device)
+        self.p = [_knob(reference.rms_norm(self.x[0], self.norm, EPS), density)]
+        self.p.append(_knob(self._hidden(0), density))
+        self.hidden = [self._hidden(layer) for layer in range(LAYERS)]
 
     @staticmethod
     def _weight(inputs: int, outputs: int, device: torch.device) -> Tensor:
         return torch.randn(inputs, outputs, device=device, dtype=torch.bfloat16).mul_(inputs**-0.5)
-
-    @staticmethod
-    def _rows(tokens: int, width: int, density: float, device: torch.device) -> Tensor:
-        """Rows that hold all but a thousandth of their L1 mass in the same `density` of the channels."""
-        large = torch.rand(width, device=device) < density
-        rows = torch.rand(tokens, width, device=device) + 0.5
-        return (rows * torch.where(large, 1.0, 1e-5) * torch.randn(tokens, width, device=device).sign()).bfloat16()
 
     def dense(self, *, by_input: bool) -> Callable[[], None]:
         """All layers by cuBLAS, with weights [K, N] or [N, K]."""
@@ -104,57 +103,68 @@ class _Layer:
             pairs = [(gate_up.t().contiguous().t(), down.t().contiguous().t()) for gate_up, down in pairs]
 
         def run() -> None:
-            for x, hidden, (gate_up, down) in zip(self.x, self.hidden, pairs, strict=True):
-                normed = add_norm(x, None, self.norm, 1e-5)[1]
-                glu(F.linear(normed, gate_up.t()), self.activation)
-                F.linear(hidden, down.t())
+            for x, (gate_up, down) in zip(self.x, pairs, strict=True):
+                normed = add_norm(x, None, self.norm, EPS)[1]
+                F.linear(glu(F.linear(normed, gate_up.t()), self.activation), down.t())
 
         return run
 
     def sparse(self) -> None:
         """All layers, reading the kept rows only."""
-        for x, hidden, gate_up, down in zip(self.x, self.hidden, self.gate_up, self.down, strict=True):
-            chosen = select(x, self.p, self.guesses[0], self.kept[0], norm=(self.norm, 1e-5)).listed
-            assert chosen is not None
-            stream_matmul(chosen, gate_up, self.scratch, activation=self.activation)
-            chosen = select(hidden, self.p, self.guesses[1], self.kept[1]).listed
-            assert chosen is not None
-            stream_matmul(chosen, down, self.scratch)
+        for layer in range(LAYERS):
+            stream_matmul(self._chosen(1, self._hidden(layer)), self.down[layer], self.scratch)
 
     def selection(self) -> None:
         """Both sites' selection of all layers, the norm in front included."""
-        for x, hidden in self._inputs():
-            select(x, self.p, self.guesses[0], self.kept[0], norm=(self.norm, 1e-5))
-            select(hidden, self.p, self.guesses[1], self.kept[1])
+        for x, hidden in zip(self.x, self.hidden, strict=True):
+            self._chosen(0, x)
+            self._chosen(1, hidden)
 
     def norm_and_activation(self) -> None:
         """The small layers that a dense FFN has in the same places."""
-        x, hidden = self.x[0], self.hidden[0]
-        gate_up = torch.empty((len(x), 2 * hidden.shape[1]), dtype=x.dtype, device=x.device)
+        gate_up = torch.empty((len(self.x[0]), self.gate_up[0].shape[1]), dtype=torch.bfloat16, device=self.x[0].device)
         for x in self.x:
-            add_norm(x, None, self.norm, 1e-5)
+            add_norm(x, None, self.norm, EPS)
             glu(gate_up, self.activation)
 
     def measured_density(self) -> float:
         """Share of the weight rows that are read, over both matrices of all layers."""
-        width, inner = self.x[0].shape[1], self.hidden[0].shape[1]
-        read = sum(2 * self._listed(0, x) * inner + self._listed(1, hidden) * width for x, hidden in self._inputs())
+        width, inner = self.x[0].shape[1], self.down[0].shape[0]
+        read = 0
+        for x, hidden in zip(self.x, self.hidden, strict=True):
+            read += 2 * inner * int(self._chosen(0, x).length) + width * int(self._chosen(1, hidden).length)
         return read / (3 * LAYERS * width * inner)
 
-    def _listed(self, place: int, rows: Tensor) -> int:
-        listed = select(rows, self.p, self.guesses[place], self.kept[place]).listed
-        assert listed is not None
-        return int(listed.length)
+    def _hidden(self, layer: int) -> Tensor:
+        chosen = self._chosen(0, self.x[layer])
+        return stream_matmul(chosen, self.gate_up[layer], self.scratch, activation=self.activation)
 
-    def _inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.x, self.hidden, strict=True)
+    def _chosen(self, site: int, rows: Tensor) -> Listed:
+        norm = (self.norm, EPS) if site == 0 else None
+        state = self.p[site], self.guesses[site], self.kept[site]
+        listed = select(rows, *state, norm=norm).listed
+        assert listed is not None
+        return listed
 
     def errors(self) -> dict[str, float]:
         """Relative RMS against fp64 of the down product of the masked rows: ours and cuBLAS's on the same input."""
-        state = self.p, self.guesses[1], self.kept[1]
-        listed, masked = select(self.hidden[0], *state).listed, select(self.hidden[0], *state, listing=False).masked
-        assert listed is not None
+        hidden = self.hidden[0]
+        masked = select(hidden, self.p[1], self.guesses[1], self.kept[1], listing=False).masked
         assert masked is not None
         truth = masked.double() @ self.down[0].double()
-        found = {"ours": stream_matmul(listed, self.down[0], self.scratch), "cublas": masked @ self.down[0]}
+        found = {
+            "ours": stream_matmul(self._chosen(1, hidden), self.down[0], self.scratch),
+            "cublas": masked @ self.down[0],
+        }
         return {name: float((y.double() - truth).norm() / truth.norm()) for name, y in found.items()}
+
+
+def _knob(rows: Tensor, density: float) -> Tensor:
+    """The p at which masks of these rows together keep the share `density` of their channels, as a tensor [1]."""
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        p = (low + high) / 2
+        union = (reference.select(rows, p) != 0).any(0).double().mean()
+        low, high = (p, high) if union < density else (low, p)
+    # Rounded: at the very value where a channel comes in, no sum in fp32 could tell.
+    return torch.full((1,), round(p, 3), dtype=torch.float64, device=rows.device)

@@ -9,7 +9,7 @@ import torch
 
 from dllm_sparse.doctor.verdicts import Wrong, within
 from dllm_sparse.kernels import reference
-from dllm_sparse.kernels.gpu.select import select_kernel
+from dllm_sparse.kernels.gpu.select import mask_kernel
 from dllm_sparse.kernels.gpu.stream_matmul import stream_matmul_kernel
 
 _PLAIN = {"WAIT": False, "TRIGGER": False}
@@ -20,10 +20,10 @@ def selection() -> str:
     x = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).half()
     x[1] = x[1].round()
     guesses, kept = torch.zeros(3), torch.zeros(3, dtype=torch.int32)
-    out, none = torch.full_like(x, torch.nan), torch.zeros(1, dtype=torch.int32)
-    select_kernel[(3, 1)](
-        x, x, guesses, kept, out, none, none, torch.tensor([0.8], dtype=torch.float64), 40, 0.0,
-        BLOCK=64, CHUNK=32, DOUBT=1e-5, NORM=False, PACK=False, WORDS=False, **_PLAIN,
+    out = torch.full_like(x, torch.nan)
+    mask_kernel[(3,)](
+        x, x, guesses, kept, out, kept, torch.tensor([0.8], dtype=torch.float64), 40, 0.0,
+        BLOCK=64, NORM=False, WORDS=False, **_PLAIN,
     )  # fmt: skip
     if not torch.equal(out, reference.select(x, 0.8)):
         raise Wrong("the selection kernel keeps other entries than sorting in fp64")

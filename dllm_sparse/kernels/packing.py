@@ -36,66 +36,66 @@ def select(
 
     `p` [1] fp64 is on the device. `guesses` [M] fp32: the thresholds found last time as shares of their rows' masses
     (0 where none), replaced by the new ones. `kept` [M] int32 receives how many entries each row kept. With `norm`
-    (weight [n], eps) the row is RMS-normalised first. With `listing` the channels that any row kept are listed and the
-    rows packed to them; how many they are goes to `count` [1] int32 too, if it is given and there are several rows.
+    (weight [n], eps) the row is RMS-normalised first. With `listing` the channels that any row kept are
+    listed and the rows packed to them; how many they are goes to `count` [1] int32 too, if it is given and M > 1.
     """
     if not streaming.on_gpu(x):
         masked = reference.select(x if norm is None else reference.rms_norm(x, *norm), p)
         kept.copy_(masked.count_nonzero(-1))
         return Selected(masked, list_kept(masked, count) if listing else None)
-    from dllm_sparse.kernels.gpu.select import pack_kernel, select_kernel
+    if listing and x.shape[0] == 1:
+        return Selected(None, _list_one(x, p, guesses, kept, norm))
+    masked, words = _mask(x, p, guesses, kept, norm, listing)
+    return Selected(masked, _pack(masked, words, count) if listing else None)
 
-    rows, n = x.shape
-    block = max(32, 1 << (n - 1).bit_length())
-    alone = listing and rows == 1
+
+def _mask(
+    x: Tensor, p: Tensor, guesses: Tensor, kept: Tensor, norm: tuple[Tensor, float] | None, listing: bool
+) -> tuple[Tensor, Tensor]:
+    """Masked rows [M, n] and, if they are to be listed, a bit for every channel of theirs [M, words]."""
+    from dllm_sparse.kernels.gpu.select import mask_kernel
+
+    (rows, n), (weight, eps) = x.shape, norm or (x, 0.0)
+    shape, masked = _shape(n), torch.empty_like(x)
+    words = torch.empty((rows, shape["BLOCK"] // 32) if listing else (1, 1), dtype=torch.int32, device=x.device)
+    mask_kernel[(rows,)](
+        x, weight, guesses, kept, masked, words, p, n, eps,
+        NORM=norm is not None, WORDS=listing, **shape, **_overlap(x),
+    )  # fmt: skip
+    return masked, words
+
+
+def _list_one(x: Tensor, p: Tensor, guesses: Tensor, kept: Tensor, norm: tuple[Tensor, float] | None) -> Listed:
+    from dllm_sparse.kernels.gpu.select import list_one_kernel
+
+    n, (weight, eps) = x.shape[1], norm or (x, 0.0)
     values = torch.empty_like(x)
-    index = torch.empty(n if listing else 1, dtype=torch.int32, device=x.device)
-    words = torch.empty((rows, block // 32) if listing and not alone else (1, 1), dtype=torch.int32, device=x.device)
-    overlap = streaming.overlapping(streaming.LISTS_OVERLAP, x.device)
-    warps = 8 if block > 2048 else 4
-    select_kernel[(rows, -(-n // _CHUNK) if alone else 1)](
-        x,
-        norm[0] if norm is not None else x,
-        guesses,
-        kept,
-        values,
-        words,
-        index,
-        p,
-        n,
-        norm[1] if norm is not None else 0.0,
-        BLOCK=block,
-        CHUNK=_CHUNK,
-        DOUBT=_doubt(block, warps),
-        NORM=norm is not None,
-        PACK=alone,
-        WORDS=listing,
-        num_warps=warps,
-        **overlap,
-    )
-    if alone:
-        return Selected(None, Listed(values, index, kept))
-    if not listing:
-        return Selected(values, None)
-    packed = torch.empty_like(x)
-    count = torch.empty(1, dtype=torch.int32, device=x.device) if count is None else count
+    index = torch.empty(n, dtype=torch.int32, device=x.device)
+    list_one_kernel[(-(-n // _CHUNK),)](
+        x, weight, guesses, kept, values, index, p, n, eps,
+        CHUNK=_CHUNK, NORM=norm is not None, **_shape(n), **_overlap(x),
+    )  # fmt: skip
+    return Listed(values, index, kept)
+
+
+def _pack(masked: Tensor, words: Tensor, count: Tensor | None) -> Listed:
+    from dllm_sparse.kernels.gpu.select import pack_kernel
+
+    rows, n = masked.shape
+    packed = torch.empty_like(masked)
+    index = torch.empty(n, dtype=torch.int32, device=masked.device)
+    count = torch.empty(1, dtype=torch.int32, device=masked.device) if count is None else count
     pack_kernel[(-(-n // _CHUNK),)](
-        values,
-        words,
-        packed,
-        index,
-        count,
-        rows,
-        n,
-        BT=8,
-        WORDS=block // 32,
-        CHUNK=_CHUNK,
-        num_warps=4,
-        **overlap,
-    )
-    return Selected(values, Listed(packed, index, count))
+        masked, words, packed, index, count, rows, n,
+        BT=8, WORDS=words.shape[1], CHUNK=_CHUNK, num_warps=4, **_overlap(masked),
+    )  # fmt: skip
+    return Listed(packed, index, count)
 
 
-def _doubt(block: int, warps: int) -> float:
-    """Twice the relative error of an fp32 sum over a row: entries of a thread one after the other, then a tree."""
-    return 2 * (block / (32 * warps) + 16) * 2.0**-24
+def _shape(n: int) -> dict[str, int]:
+    block = max(32, 1 << (n - 1).bit_length())
+    return {"BLOCK": block, "num_warps": 8 if block > 2048 else 4}
+
+
+def _overlap(x: Tensor) -> dict[str, bool]:
+    return streaming.overlapping(streaming.LISTS_OVERLAP, x.device)

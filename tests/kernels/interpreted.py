@@ -12,7 +12,7 @@ from dllm_sparse.kernels import reference
 from dllm_sparse.kernels.gpu.attention import attention_kernel
 from dllm_sparse.kernels.gpu.choose import choose_kernel
 from dllm_sparse.kernels.gpu.layers import add_norm_kernel, glu_kernel, rope_kernel
-from dllm_sparse.kernels.gpu.select import select_kernel
+from dllm_sparse.kernels.gpu.select import list_one_kernel, mask_kernel
 from dllm_sparse.kernels.gpu.stream_matmul import stream_matmul_kernel
 from tests.sparsity.counted import check_counts
 
@@ -53,8 +53,8 @@ def products() -> None:
                 stream_matmul_kernel[(-(-n // 32) * splits,)](
                     values, weight, bias, residual, out, torch.full((splits * tokens * columns,), torch.nan), arrivals,
                     index, count, tokens, n, k, columns, splits,
-                    BT=32 if tokens > 16 else 16, BN=32, BK=16, GATED=gated, ACT=0, LISTED=listed, HAS_BIAS=True,
-                    HAS_RESIDUAL=True, ATOMIC=False, SWAP=tokens == 3, STAGES=1, **PLAIN,
+                    BT=32 if tokens > 16 else 16, BN=32, BK=16, GATED=gated, ACT=0, LISTED=listed,
+                    HAS_BIAS=True, HAS_RESIDUAL=True, ATOMIC=False, SWAP=tokens == 3, STAGES=1, **PLAIN,
                 )  # fmt: skip
                 close(out, truth)
                 assert not arrivals.any()
@@ -129,33 +129,38 @@ def selection() -> None:
     x[3, 1:] = 0
     x[4] = 0.5
     for p in (0.0, 0.4, 0.9):
-        truth = reference.select(x, p)
+        truth, knob = reference.select(x, p), torch.tensor([p], dtype=torch.float64)
         guesses, kept = torch.zeros(6), torch.zeros(6, dtype=torch.int32)
         for _ in range(2):  # cold, then from the thresholds found
             out, none = torch.full_like(x, torch.nan), torch.zeros(1, dtype=torch.int32)
-            select_kernel[(6, 1)](
-                x, x, guesses, kept, out, none, none, torch.tensor([p], dtype=torch.float64), 75, 0.0,
-                BLOCK=128, CHUNK=32, DOUBT=1e-5, NORM=False, PACK=False, WORDS=False, **PLAIN,
-            )  # fmt: skip
+            mask_kernel[(6,)](
+                x, x, guesses, kept, out, none, knob, 75, 0.0, BLOCK=128, NORM=False, WORDS=False, **PLAIN
+            )
             assert torch.equal(out, truth)
             assert kept.tolist() == truth.count_nonzero(-1).tolist()
-        for row in range(6):
-            out, index = torch.full_like(x[:1], torch.nan), torch.zeros(75, dtype=torch.int32)
-            select_kernel[(1, 3)](
-                x[row : row + 1], x, guesses[row:], kept[row:], out, none, index,
-                torch.tensor([p], dtype=torch.float64), 75, 0.0,
-                BLOCK=128, CHUNK=32, DOUBT=1e-5, NORM=False, PACK=True, WORDS=False, **PLAIN,
+
+
+def list_of_one_row() -> None:
+    for row in (torch.randn(1, 75), torch.randn(1, 75).round(), torch.zeros(1, 75), torch.full((1, 75), 0.5)):
+        x = row.half()
+        for p in (0.0, 0.4, 0.9):
+            truth, knob = reference.select(x, p), torch.tensor([p], dtype=torch.float64)
+            values, index = torch.full_like(x, torch.nan), torch.full((75,), -1, dtype=torch.int32)
+            kept = torch.full((1,), -1, dtype=torch.int32)
+            list_one_kernel[(3,)](
+                x, x, torch.zeros(1), kept, values, index, knob, 75, 0.0, BLOCK=128, CHUNK=32, NORM=False, **PLAIN
             )  # fmt: skip
-            channels = truth[row].nonzero().flatten()
+            channels = truth[0].nonzero().flatten()
+            assert kept.tolist() == [len(channels)]
             assert torch.equal(index[: len(channels)].long(), channels)
-            assert torch.equal(out[0, : len(channels)], truth[row, channels])
+            assert torch.equal(values[0, : len(channels)], truth[0, channels])
 
 
 def counting() -> None:
     check_counts("cpu")
 
 
-CHECKS = (products, layers, attention, choice, selection, counting)
+CHECKS = (products, layers, attention, choice, selection, list_of_one_row, counting)
 
 
 def run(checks: Iterable[Callable[[], None]]) -> None:

@@ -40,9 +40,9 @@ def lists() -> None:
             space = torch.full((splits * tokens * n,), 0.0 if atomic else torch.nan)
             stream_matmul_kernel[(2 * splits,)](
                 values, poisoned, values, residual, out, space, arrivals, index,
-                torch.tensor([length], dtype=torch.int32), tokens, n, k, n, splits, BT=16, BN=64, BK=32, GATED=False,
-                ACT=0, LISTED=True, HAS_BIAS=False, HAS_RESIDUAL=True, ATOMIC=atomic, SWAP=splits == 4, STAGES=1,
-                **PLAIN,
+                torch.tensor([length], dtype=torch.int32), tokens, n, k, n, splits,
+                BT=16, BN=64, BK=32, GATED=False, ACT=0, LISTED=True, HAS_BIAS=False,
+                HAS_RESIDUAL=True, ATOMIC=atomic, SWAP=splits == 4, STAGES=1, **PLAIN,
             )  # fmt: skip
             close(out, residual + x[:, rows] @ weight[rows])
             assert not arrivals.any()
@@ -108,11 +108,10 @@ def odd_rows() -> None:
         x[2, 0], x[3, n - 1] = torch.nan, torch.inf
         for p in (0.3, 0.9):
             guesses, kept = torch.zeros(5), torch.full((5,), -1, dtype=torch.int32)
-            out, none = torch.full_like(x, torch.nan), torch.zeros(1, dtype=torch.int32)
-            gpu_select.select_kernel[(5, 1)](
-                x, x, guesses, kept, out, none, none, torch.tensor([p], dtype=torch.float64), n, 0.0,
-                BLOCK=max(32, 1 << (n - 1).bit_length()), CHUNK=32, DOUBT=1e-5, NORM=False, PACK=False, WORDS=False,
-                **PLAIN,
+            out, knob = torch.full_like(x, torch.nan), torch.tensor([p], dtype=torch.float64)
+            block = max(32, 1 << (n - 1).bit_length())
+            gpu_select.mask_kernel[(5,)](
+                x, x, guesses, kept, out, kept, knob, n, 0.0, BLOCK=block, NORM=False, WORDS=False, **PLAIN
             )  # fmt: skip
             truth = reference.select(x, p)
             assert torch.equal(out.nan_to_num(-1, -2), truth.nan_to_num(-1, -2))
