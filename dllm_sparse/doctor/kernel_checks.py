@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +60,8 @@ def interpreted(device: torch.device) -> str:
     """The GPU kernels in Triton's interpreter against their twins, in a process of its own: it is chosen at import."""
     if not triton_installed():
         raise NotHere("triton is not installed (pip install triton)")
+    if not interpreter_loops():
+        raise NotHere("the interpreter of triton before 3.9 cannot loop to a loaded bound under numpy 2.4")
     command = [sys.executable, "-m", "dllm_sparse.doctor.interpreted"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
@@ -66,6 +70,12 @@ def interpreted(device: torch.device) -> str:
     if done.returncode != 0:
         raise Wrong((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     return done.stdout.strip()
+
+
+def interpreter_loops() -> bool:
+    """Whether the installed triton and numpy agree on what a scalar is."""
+    before_3_9 = tuple(int(part) for part in version("triton").split(".")[:2]) < (3, 9)
+    return not (before_3_9 and np.lib.NumpyVersion(np.__version__) >= "2.4.0")
 
 
 def _rows(count: int, generator: torch.Generator) -> Tensor:

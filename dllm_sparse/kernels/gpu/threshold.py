@@ -53,14 +53,14 @@ def _in_units(k, unit, kind: tl.constexpr):
 
 
 @triton.jit
-def _search(units, target, guess, unit, kind: tl.constexpr):
+def _search(units, whole, target, guess, unit, kind: tl.constexpr):
     """Neighbouring keys (k, k + 1) with mass(>= k) >= target > mass(>= k + 1), as (k, both masses), all in units."""
     low = guess * 0
     high = low + _infinite(kind)
-    mass_low = low + 0x7FFFFFFF
+    mass_low = whole
     mass_high = low
     k = guess
-    width = 4
+    width = 8
     passes = 0
     while high - low > 1:
         k = tl.minimum(tl.maximum(k, low), high - 1)
@@ -72,13 +72,16 @@ def _search(units, target, guess, unit, kind: tl.constexpr):
         mass_low = tl.where(enough2, mass2, tl.where(enough, mass, mass_low))
         high = tl.where(enough2, high, tl.where(enough, k2, k))
         mass_high = tl.where(enough2, mass_high, tl.where(enough, mass2, mass))
-        # Newton's step along the pair's slope; from the seventh on, or where nothing lies between the two, halving.
-        slope = (mass - mass2).to(tl.float32)
-        missing = tl.where(enough2, mass2 - target, mass - target).to(tl.float32)
-        step = tl.floor(tl.fdiv(missing * (k2 - k).to(tl.float32), slope))
+        # Between two masses that were met, interpolate; before that, Newton's step along the slope of the last pair.
+        inner = tl.fdiv((mass_low - target).to(tl.float32), (mass_low - mass_high).to(tl.float32))
+        between = low + (inner * (high - low).to(tl.float32)).to(tl.int32)
+        missing = (tl.where(enough2, mass2, mass) - target).to(tl.float32)
+        step = tl.floor(tl.fdiv(missing * (k2 - k).to(tl.float32), (mass - mass2).to(tl.float32)))
         newton = tl.where(enough2, k2, k) + tl.minimum(tl.maximum(step, -32768.0), 32768.0).to(tl.int32)
+        met = (low > 0) & (mass_high > 0)
         passes += 1
-        k = tl.where((mass > mass2) & (passes < 6), newton, (low + high) // 2)
+        k = tl.where(met | (mass == mass2), between, newton)
+        k = tl.where(passes < 6, k, (low + high) // 2)  # both have had their chance: at most 15 more
         width = 1
     return low, mass_low, mass_high
 
@@ -129,9 +132,10 @@ def top_p_key(x, x_ptr, weight_ptr, scale, n, p, last, NORM: tl.constexpr):
         share = tl.where(last > 0, last, 1.9 * tl.sqrt((1.0 - p).to(tl.float32)) / n)
         unit = _unit(total)
         units = (magnitude * unit + 0.5).to(tl.int32)
-        target = p * (total * unit).to(tl.float64)
+        whole = total * unit
+        target = p * whole.to(tl.float64)
         guess = magnitude_key((share * total).to(x.dtype))
-        k, enough, short = _search(units, tl.maximum(target.to(tl.int32), 1), guess, unit, x.dtype)
+        k, enough, short = _search(units, whole.to(tl.int32), tl.maximum(target.to(tl.int32), 1), guess, unit, x.dtype)
         coarse = _in_units(k, unit, x.dtype) >= _COARSE
         # The mass in fp32 is off by at most 2^-24 for each of its partial sums, small entries by half a unit each.
         doubt = n // 2 + 8192
