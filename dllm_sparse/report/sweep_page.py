@@ -145,8 +145,11 @@ def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield name, f"{model['kind']}, {model['dtype']} on {model['device']}, weights {model['weights_sha256'][:16]}"
     for name, task in config["tasks"].items():
         yield name, f"{task['items']} items, {task['metric']}, {_plain(task['scoring'])}"
-    for key in ("limit", "plan", "sparsity", "versions", "git_revision"):
-        yield key, _plain(config[key])
+    swept = ("p", "sites")  # what the sweep sets itself; the plan says to what
+    given = {key: value for key, value in config["sparsity"].items() if key not in swept}
+    for key, value in {**config, "sparsity": given}.items():
+        if key in ("limit", "plan", "sparsity", "versions", "git_revision"):
+            yield key, _plain(value)
 
 
 def _plain(value: Any) -> str:

@@ -30,6 +30,7 @@ def test_one_model_prints_a_table_and_writes_files(
         assert (tmp_path / name).stat().st_size > 0
         assert str(tmp_path / name) in answer.stdout
     page = (tmp_path / "critical-sparsity.html").read_text()
+    assert "sparsity: rule top_p" in page  # the swept p and sites are not among the settings
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in page
     with (tmp_path / "critical-sparsity.csv").open() as file:
         doubts = {row["flags"] for row in csv.DictReader(file)}
