@@ -101,6 +101,7 @@ def test_a_broken_part_fails_by_name(name: str, cli: Cli, monkeypatch: pytest.Mo
     only(monkeypatch, name)
     assert cli("doctor", "-q", "--no-self-test").code == 0
     monkeypatch.setattr(*BREAKS[name])
+    monkeypatch.setattr(kernel_checks, "interpreter_loops", lambda: True)
     answer = cli("doctor", "--json")
     assert answer.code == 1
     assert f"{name} on cpu: Wrong: " in answer.stderr
@@ -109,10 +110,15 @@ def test_a_broken_part_fails_by_name(name: str, cli: Cli, monkeypatch: pytest.Mo
     assert answer.json["passed"] is False
 
 
-def test_what_cannot_run_is_skipped_with_its_reason(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("what", "reason"), [("triton_installed", "triton is not installed"), ("interpreter_loops", "cannot loop")]
+)
+def test_what_cannot_run_is_skipped_with_its_reason(
+    what: str, reason: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     only(monkeypatch, "interpreted kernels")
-    monkeypatch.setattr(kernel_checks, "triton_installed", lambda: False)
+    monkeypatch.setattr(kernel_checks, what, lambda: False)
     answer = cli("doctor", "-q")
     assert answer.code == 0
-    assert "triton is not installed" in answer.stdout
+    assert reason in answer.stdout
     assert answer.stdout.splitlines()[-1].startswith("self-test     1 skipped in")
