@@ -35,7 +35,8 @@ def _tokenizer(folder: Path, kind: Kind, known_class: str | None, mask_token_id:
     if None not in (own, mask_token_id) and own != mask_token_id:
         raise CheckpointError(
             f"{folder}: the model's mask id is {mask_token_id}, but its tokenizer's mask token "
-            f"{tokenizer.mask_token!r} is {own}; set mask_token_id in config.json to the one it was trained with"
+            f"{tokenizer.mask_token!r} is {own}; set mask_token_id in config.json or mask_token in "
+            f"tokenizer_config.json to the one it was trained with"
         )
     return tokenizer
 

@@ -187,6 +187,7 @@ class _GraphLoop:
         self.graphs.store(self.canvas)
         ended = _end_rows(self.canvas, self.rule.ends, self.layout.window(block).stop)
         self.graphs.take(self.canvas)
+        self.graphs.resting.copy_(self.canvas.ended)  # their tokens count no more in the block's last forward
         return ended
 
     def finish(self) -> int:
@@ -207,5 +208,6 @@ def _end_rows(canvas: Canvas, ends: tuple[int, ...], stop: int) -> bool:
     """Ends rows with an end of text before `stop`, what is still masked being filled with it; True once all have."""
     ended = canvas.end_rows(ends, stop)
     if ends:  # a model may have chosen the mask token itself
-        canvas.ids[canvas.ended[:, None] & (canvas.ids == canvas.mask_id)] = ends[0]
+        generated = canvas.ids[:, canvas.prompt_length :]
+        generated[canvas.ended[:, None] & (generated == canvas.mask_id)] = ends[0]
     return ended

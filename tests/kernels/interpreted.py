@@ -88,9 +88,9 @@ def layers() -> None:
 
 
 def attention() -> None:
-    for splits, shared in product((1, 3), (1, 2)):
+    for splits, shared, hidden in product((1, 3), (1, 2), (5, 33)):  # 33: a row of padding alone, which gives zeros
         q, keys, values = torch.randn(2, 4, 3, 16), torch.randn(2, 2, 37, 16), torch.randn(2, 2, 37, 16)
-        begin, end = torch.tensor([0, 5]), torch.tensor([33])
+        begin, end = torch.tensor([0, hidden]), torch.tensor([33])
         place = torch.arange(37)
         mask = ((place >= begin[:, None]) & (place < end))[:, None, None]
         truth = torch.nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
@@ -102,7 +102,7 @@ def attention() -> None:
             3, 37, 1.4426950408889634 / 4, splits,
             HEADS=4, SETS=2 * shared, SHARED=shared, HEAD_DIM=16, BM=16, BS=16, **PLAIN,
         )  # fmt: skip
-        close(out, truth.transpose(1, 2).reshape(6, 64))
+        close(out, truth.nan_to_num().transpose(1, 2).reshape(6, 64))
         assert not arrivals.any()
 
 
@@ -140,6 +140,29 @@ def selection() -> None:
             assert kept.tolist() == truth.count_nonzero(-1).tolist()
 
 
+def ties_and_broken_rows() -> None:
+    """Where the mass reaches p exactly the rule's rounding decides; a row of NaN under a norm stays inside itself."""
+    for row in ([2, 2, 1], [3, 3, 2, 1, 1], [1, 1, 1, 1, 0.5, 0.5], [1, 1, 0.5]):
+        x, knob = torch.tensor([row]).half(), torch.tensor([0.8], dtype=torch.float64)
+        out, kept, none = torch.full_like(x, torch.nan), torch.zeros(1, dtype=torch.int32), torch.zeros(1)
+        mask_kernel[(1,)](x, x, none, kept, out, kept, knob, len(row), 0.0, BLOCK=32, NORM=False, WORDS=False, **PLAIN)
+        assert torch.equal(out, reference.select(x, 0.8))
+    x, weight, guess = torch.randn(1, 40).half(), torch.ones(40).half(), torch.zeros(1)
+    x[0, 3] = torch.nan
+    kept, words = torch.zeros(1, dtype=torch.int32), torch.zeros((1, 2), dtype=torch.int32)
+    out = torch.full((1, 40), 7.0).half()
+    mask_kernel[(1,)](
+        x, weight, guess, kept, out, words, knob, 40, 1e-5, BLOCK=64, NORM=True, WORDS=True, **PLAIN
+    )  # fmt: skip
+    assert (int(kept), words.tolist()) == (40, [[-1, 0xFF]])
+    values, index = torch.zeros(1, 64).half(), torch.full((64,), -1, dtype=torch.int32)
+    list_one_kernel[(2,)](
+        x, weight, guess, kept, values, index, knob, 40, 1e-5, BLOCK=64, CHUNK=32, NORM=True, **PLAIN
+    )  # fmt: skip
+    assert index[:40].tolist() == list(range(40))
+    assert (index[40:] == -1).all()
+
+
 def list_of_one_row() -> None:
     for row in (torch.randn(1, 75), torch.randn(1, 75).round(), torch.zeros(1, 75), torch.full((1, 75), 0.5)):
         x = row.half()
@@ -160,7 +183,7 @@ def counting() -> None:
     check_counts("cpu")
 
 
-CHECKS = (products, layers, attention, choice, selection, list_of_one_row, counting)
+CHECKS = (products, layers, attention, choice, selection, ties_and_broken_rows, list_of_one_row, counting)
 
 
 def run(checks: Iterable[Callable[[], None]]) -> None:

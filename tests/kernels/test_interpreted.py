@@ -18,5 +18,14 @@ def test_kernels_agree_with_their_twins_in_the_interpreter() -> None:
         "from tests.kernels.interpreted import CHECKS, run; from tests.kernels.interpreted_edges import EDGES; "
         "run((*CHECKS, *EDGES))"
     )
-    plain = ["products", "layers", "attention", "choice", "selection", "list_of_one_row", "counting"]
+    plain = [
+        "products",
+        "layers",
+        "attention",
+        "choice",
+        "selection",
+        "ties_and_broken_rows",
+        "list_of_one_row",
+        "counting",
+    ]
     assert printed.split() == [*plain, "lists", "norms", "one_key", "choices", "odd_rows", "unions"]

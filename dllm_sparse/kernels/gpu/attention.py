@@ -71,7 +71,7 @@ def attention_kernel(
         largest = higher
     out = ((b * T + t).to(tl.int64) * HEADS + head)[:, None] * HEAD_DIM + d[None, :]
     if SPLITS == 1:
-        tl.store(out_ptr + out, (acc / total[:, None]).to(dtype), mask=live[:, None])
+        tl.store(out_ptr + out, (acc / tl.maximum(total, 1e-30)[:, None]).to(dtype), mask=live[:, None])
     else:
         slab = tl.num_programs(0) * BM
         row = pair * BM + m
@@ -94,4 +94,4 @@ def attention_kernel(
                 total = total * shrink + tl.load(stats_ptr + theirs * 2 + 1, cache_modifier=".cg") * grow
                 acc = acc * shrink[:, None] + part * grow[:, None]
                 largest = higher
-            tl.store(out_ptr + out, (acc / total[:, None]).to(dtype), mask=live[:, None])
+            tl.store(out_ptr + out, (acc / tl.maximum(total, 1e-30)[:, None]).to(dtype), mask=live[:, None])

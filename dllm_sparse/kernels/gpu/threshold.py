@@ -37,6 +37,7 @@ def row_entries(x_ptr, weight_ptr, scale, i, n, NORM: tl.constexpr):
     if NORM:
         weight = tl.load(weight_ptr + i, mask=i < n, other=0.0)
         x = ((x.to(tl.float32) * scale).to(x.dtype).to(tl.float32) * weight.to(tl.float32)).to(x.dtype)
+        x = tl.where(i < n, x, 0.0)  # a scale of NaN would make entries of what lies behind the row
     return x
 
 
@@ -91,8 +92,9 @@ def _settle(k, x_ptr, weight_ptr, scale, n, p, NORM: tl.constexpr, CHUNK: tl.con
     """The threshold by sums in fp64, walking from k over the keys that the row has."""
     settled = False
     while not settled:
-        over = tl.zeros((CHUNK,), tl.float64)
-        under = tl.zeros((CHUNK,), tl.float64)
+        whole = tl.zeros((CHUNK,), tl.float64)
+        reached = tl.zeros((CHUNK,), tl.float64)
+        above_k = tl.zeros((CHUNK,), tl.float64)
         below = tl.zeros((CHUNK,), tl.int32)
         above = tl.full((CHUNK,), 0x7FFF, tl.int32)
         top = tl.zeros((CHUNK,), tl.int32)
@@ -100,14 +102,16 @@ def _settle(k, x_ptr, weight_ptr, scale, n, p, NORM: tl.constexpr, CHUNK: tl.con
             x = row_entries(x_ptr, weight_ptr, scale, first + tl.arange(0, CHUNK), n, NORM)
             key = magnitude_key(x)
             mass = tl.abs(x.to(tl.float64))
-            over += tl.where(key >= k, mass, 0.0) - p * mass
-            under += tl.where(key > k, mass, 0.0) - p * mass
+            whole += mass
+            reached += tl.where(key >= k, mass, 0.0)
+            above_k += tl.where(key > k, mass, 0.0)
             below = tl.maximum(below, tl.where(key < k, key, 0))
             above = tl.minimum(above, tl.where(key > k, key, 0x7FFF))
             top = tl.maximum(top, key)
         lower, higher = tl.max(below, axis=0), tl.min(above, axis=0)
-        up = (tl.sum(under, axis=0) >= 0) & (higher < 0x7FFF)
-        down = (tl.sum(over, axis=0) < 0) & (lower > 0)
+        target = tl.sum(whole, axis=0) * p
+        up = (tl.sum(above_k, axis=0) >= target) & (higher < 0x7FFF)
+        down = (tl.sum(reached, axis=0) < target) & (lower > 0)
         new = tl.where(down, lower, tl.where(up, higher, k))
         infinite = _infinite(x_ptr.dtype.element_ty)
         new = tl.where(tl.max(top, axis=0) == infinite, infinite, new)
