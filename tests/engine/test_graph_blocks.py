@@ -115,6 +115,19 @@ def test_masks_and_counts_are_those_of_the_plain_path(
     assert graphed.sparsity == pytest.approx(plain.sparsity, abs=close)
 
 
+@pytest.mark.parametrize("place", [-18, -11])
+def test_rows_that_ended_are_counted_no_more(place: int) -> None:
+    lm, options = loaded("sdar", "cpu"), {"sparsity": ds.SparsityConfig(p=0.7), "gen_length": 20}
+    end = {"stop_at_eos": True, "eos_token_id": int(run(lm, PADDED, "eager", **options).ids[0, place])}
+    plain, graphed = (run(lm, PADDED, execution, **options, **end) for execution in ("eager", "graph"))
+    assert torch.equal(plain.ids, graphed.ids)
+    assert graphed.sparsity == pytest.approx(plain.sparsity, abs=1e-12)
+    expected = plain.sparsity_report["by_token_class"]
+    assert {kind: pytest.approx(value, abs=1e-12) for kind, value in expected.items()} == (
+        graphed.sparsity_report["by_token_class"]
+    )
+
+
 @pytest.mark.parametrize(("name", "p"), [("llada2", 0.7), ("sdar-moe", 0.7), ("sdar", 1.0)])
 def test_masks_inside_experts_and_full_mass_take_the_plain_path(name: str, p: float) -> None:
     lm, sparsity = loaded(name, "cpu"), ds.SparsityConfig(p=p)
