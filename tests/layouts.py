@@ -29,6 +29,21 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict
     return tensors
 
 
+def frame_shapes(config: Mapping[str, Any], embedding: str = "embed_tokens") -> dict[str, tuple[int, ...]]:
+    """What lies around the layers: embedding, last norm, head."""
+    width, vocabulary = config["hidden_size"], config["vocab_size"]
+    return {
+        f"model.{embedding}.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (vocabulary, width),
+    }
+
+
+def norm_shapes(root: str, width: int) -> dict[str, tuple[int, ...]]:
+    """The two norms of one layer."""
+    return {f"{root}.{name}.weight": (width,) for name in ("input_layernorm", "post_attention_layernorm")}
+
+
 def glu_shapes(prefix: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
     """The three projections of one GLU."""
     return {
@@ -75,14 +90,10 @@ def llada_moe(**changes: Any) -> Checkpoint:
         **changes,
     }
     width, head = config["hidden_size"], config["hidden_size"] // config["num_attention_heads"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config["vocab_size"], width),
-        "model.norm.weight": (width,),
-        "lm_head.weight": (config["vocab_size"], width),
-    }
+    shapes = frame_shapes(config)
     for layer in range(config["num_hidden_layers"]):
         root = f"model.layers.{layer}"
-        shapes |= {f"{root}.{name}.weight": (width,) for name in ("input_layernorm", "post_attention_layernorm")}
+        shapes |= norm_shapes(root, width)
         shapes |= {f"{root}.self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
         shapes |= {f"{root}.self_attn.{name}_norm.weight": (head,) for name in "qk"}
         shapes[f"{root}.mlp.gate.weight"] = (config["num_experts"], width)
@@ -144,14 +155,10 @@ def llada2(**changes: Any) -> Checkpoint:
 def llada2_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor of a LLaDA2 checkpoint."""
     width, head, heads = config["hidden_size"], config["head_dim"], config["num_attention_heads"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.word_embeddings.weight": (config["vocab_size"], width),
-        "model.norm.weight": (width,),
-        "lm_head.weight": (config["vocab_size"], width),
-    }
+    shapes = frame_shapes(config, "word_embeddings")
     for layer in range(config["num_hidden_layers"]):
         root = f"model.layers.{layer}"
-        shapes |= {f"{root}.{name}.weight": (width,) for name in ("input_layernorm", "post_attention_layernorm")}
+        shapes |= norm_shapes(root, width)
         shapes |= {f"{root}.attention.{name}_layernorm.weight": (head,) for name in ("query", "key")}
         shapes[f"{root}.attention.query_key_value.weight"] = ((heads + 2 * config["num_key_value_heads"]) * head, width)
         shapes[f"{root}.attention.dense.weight"] = (width, heads * head)
@@ -219,14 +226,10 @@ def qwen3_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """All tensors of Qwen3's layout but those of its FFNs."""
     width, head = config["hidden_size"], config["head_dim"]
     rows = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"], "v": config["num_key_value_heads"]}
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config["vocab_size"], width),
-        "model.norm.weight": (width,),
-        "lm_head.weight": (config["vocab_size"], width),
-    }
+    shapes = frame_shapes(config)
     for layer in range(config["num_hidden_layers"]):
         root = f"model.layers.{layer}"
-        shapes |= {f"{root}.{name}.weight": (width,) for name in ("input_layernorm", "post_attention_layernorm")}
+        shapes |= norm_shapes(root, width)
         shapes |= {f"{root}.self_attn.{name}_proj.weight": (heads * head, width) for name, heads in rows.items()}
         shapes[f"{root}.self_attn.o_proj.weight"] = (width, rows["q"] * head)
         shapes |= {f"{root}.self_attn.{name}_norm.weight": (head,) for name in "qk"}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -23,3 +27,20 @@ def both(lm: ds.LanguageModel, prompts: list[str], **options: object) -> tuple[d
         ds.generate(lm, prompts, sampler=ds.SamplerConfig(execution=name, **options)) for name in ("eager", "graph")
     )
     return plain, graphed
+
+
+@contextmanager
+def neither_growing_nor_waiting() -> Iterator[None]:
+    """Fails where what runs inside waits for the GPU or leaves more of its memory taken or reserved."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before

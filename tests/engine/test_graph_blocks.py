@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,7 @@ import dllm_sparse as ds
 from dllm_sparse.engine.observing import StepClock
 from dllm_sparse.samplers.block_graphs import BlockGraphs
 from dllm_sparse.types import NonFiniteActivations, Step, UsageError
-from tests.engine.decoding import DEVICES
+from tests.engine.decoding import DEVICES, neither_growing_nor_waiting
 from tests.families import FAMILIES
 from tests.helpers import Recorder, left_padded, random_ids, tiny_lm
 
@@ -203,18 +202,8 @@ def test_thousands_of_steps_neither_grow_recapture_nor_wait(name: str) -> None:
     assert lm.graphs is not None
     kept, graphs = lm.graphs, lm.graphs[1]
     assert isinstance(graphs, BlockGraphs)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that the mode is a prototype
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.inference_mode():
-            for number in range(2000):
-                graphs.step() if number % 5 else graphs.feed()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    torch.cuda.synchronize()
-    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+    with neither_growing_nor_waiting():
+        for number in range(2000):
+            graphs.step() if number % 5 else graphs.feed()
     assert torch.equal(run(lm, ALONE, "auto", gen_length=64).ids, first.ids)
     assert lm.graphs is kept

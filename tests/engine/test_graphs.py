@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 
 import pytest
@@ -13,7 +12,7 @@ from dllm_sparse.models.config import MoEConfig
 from dllm_sparse.models.loading import random_model
 from dllm_sparse.samplers.graph_steps import DiffusionGraphs
 from dllm_sparse.types import NonFiniteActivations, UsageError
-from tests.engine.decoding import DEVICES, PROMPTS, both
+from tests.engine.decoding import DEVICES, PROMPTS, both, neither_growing_nor_waiting
 from tests.helpers import random_ids, tiny_lm
 
 RULES = ({}, {"threshold": 0.9}, {"factor": 1.0}, {"steps": 4}, {"confidence_dtype": "float64"})
@@ -146,20 +145,10 @@ def test_thousands_of_steps_neither_grow_recapture_nor_wait(p: float | None) -> 
     assert lm.graphs is not None
     kept, graphs = lm.graphs, lm.graphs[1]
     assert isinstance(graphs, DiffusionGraphs)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that the mode is a prototype
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.inference_mode():
-            for step in range(2000):
-                begin = 4 + 32 * (step // 32 % 2)
-                graphs.run(begin, begin + 32, begin, 32, 1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    torch.cuda.synchronize()
-    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+    with neither_growing_nor_waiting():
+        for step in range(2000):
+            begin = 4 + 32 * (step // 32 % 2)
+            graphs.run(begin, begin + 32, begin, 32, 1)
     ds.generate(lm, prompt_ids=prompt, sampler=sampler, sparsity=sparsity)
     assert lm.graphs is kept
 
