@@ -48,12 +48,13 @@ def bench_ffn(
     times = {name: _scaled(timing) for name, timing in time_calls(variants, device, repeats, warm_up=3).items()}
     dense = min(times["dense"].median, times["dense_by_output"].median)
     weights = 3 * config.width * config.ffn_width * 2
-    floor = weights * layer.measured_density() / rates.bandwidth * 1e6
+    measured = layer.measured_density()
+    floor = weights * measured / rates.bandwidth * 1e6
     return {
         "schema": SCHEMA,
         "tokens": tokens,
         "density": density,
-        "measured_density": layer.measured_density(),
+        "measured_density": measured,
         "microseconds": {name: timing.to_dict() for name, timing in times.items()},
         "speed_up": dense / times["sparse"].median,
         "dense_floor": weights / rates.bandwidth * 1e6,

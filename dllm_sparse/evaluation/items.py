@@ -35,7 +35,7 @@ def naming(task: str, what: str) -> Iterator[None]:
     """A task is a program over files of its author's: whatever either raises is said with the task's name."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of any type: see above; our own errors and a lack of memory go on as they came
         if isinstance(error, DllmSparseError) or out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[:1]

@@ -36,8 +36,8 @@ def select(
 
     `p` [1] fp64 is on the device. `guesses` [M] fp32: the thresholds found last time as shares of their rows' masses
     (0 where none), replaced by the new ones. `kept` [M] int32 receives how many entries each row kept. With `norm`
-    (weight [n], eps) the row is RMS-normalised first. With `listing` the channels that any row kept are
-    listed and the rows packed to them; how many they are goes to `count` [1] int32 too, if it is given and M > 1.
+    (weight [n], eps) the row is RMS-normalised first. With `listing` the channels that any row kept are listed and the
+    rows packed to them; how many they are goes to `count` [1] int32 too, if it is given and M > 1.
     """
     if not streaming.on_gpu(x):
         masked = reference.select(x if norm is None else reference.rms_norm(x, *norm), p)

@@ -145,11 +145,10 @@ def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield name, f"{model['kind']}, {model['dtype']} on {model['device']}, weights {model['weights_sha256'][:16]}"
     for name, task in config["tasks"].items():
         yield name, f"{task['items']} items, {task['metric']}, {_plain(task['scoring'])}"
-    swept = ("p", "sites")  # what the sweep sets itself; the plan says to what
-    given = {key: value for key, value in config["sparsity"].items() if key not in swept}
-    for key, value in {**config, "sparsity": given}.items():
-        if key in ("limit", "plan", "sparsity", "versions", "git_revision"):
-            yield key, _plain(value)
+    swept = dict.fromkeys(("p", "sites"))  # what the sweep sets itself; the plan says to what
+    shown = {**config, "sparsity": {**config["sparsity"], **swept}}
+    for key in ("limit", "plan", "sparsity", "versions", "git_revision"):
+        yield key, _plain(shown[key])
 
 
 def _plain(value: Any) -> str:
