@@ -107,7 +107,8 @@ def load_measured(
     if shape is not None:
         lm = random_model(shape, device=device, dtype=dtype)
     else:
-        lm = load(model or "tiny-diffusion", device=device, dtype=dtype, revision=revision)
+        name = model or "tiny-diffusion"
+        lm = load(name, device=device, dtype=dtype, revision=revision, report=output.say)
     precision = str(lm.dtype).removeprefix("torch.")
     output.say(f"{lm.name}: {lm.config.parameters / 1e6:,.1f}M parameters, {precision} on {lm.device}")
     return lm

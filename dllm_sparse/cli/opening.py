@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 def open_model(
     output: Output, model: str, device: str, dtype: str, revision: str | None, engine: EngineChoice
 ) -> LanguageModel:
-    """The model; narrates its kind, size and own blocks, and in the transformers engine where its FFNs were found."""
+    """The model; narrates its kind, size and own blocks, files without a checksum, and where hooks found its FFNs."""
     from dllm_sparse.models.hooked import HookedTransformer
     from dllm_sparse.models.loading import load
 
-    lm = load(model, device=device, dtype=dtype, revision=revision, engine=engine)
+    lm = load(model, device=device, dtype=dtype, revision=revision, engine=engine, report=output.say)
     kind = {"mask": "masked diffusion", "uniform": "uniform-noise diffusion", None: "autoregressive"}[lm.noise]
     precision = str(lm.dtype).removeprefix("torch.")
     output.say(f"{model}: {kind}, {lm.config.parameters / 1e6:,.1f}M parameters, {precision} on {lm.device}")

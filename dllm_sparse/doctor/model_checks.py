@@ -9,9 +9,9 @@ from typing import get_args
 import torch
 
 from dllm_sparse.doctor.verdicts import Wrong, within
-from dllm_sparse.files import file_sha256
 from dllm_sparse.generation import generate
 from dllm_sparse.models import resolve
+from dllm_sparse.models.checksums import SUMS, check_files
 from dllm_sparse.models.families import BUNDLED
 from dllm_sparse.models.loading import load
 from dllm_sparse.samplers.config import Execution, SamplerConfig
@@ -19,7 +19,6 @@ from dllm_sparse.sparsity.config import Sites, SparsityConfig
 from dllm_sparse.sparsity.sparsifier import sparsify
 
 GOLDEN = Path(__file__).parent / "golden.json"
-SUMS = "SHA256SUMS"
 _LOGIT_BOUND = 1e-3
 """fp32 on a CPU is within 3e-5 of the fp64 values, which reach 20; TF32 or a wrong weight are far outside."""
 _SPARSITY = SparsityConfig(p=0.8)
@@ -27,13 +26,11 @@ _PROMPT = ((3, 1205, 731, 402),)
 
 
 def bundled_files(device: torch.device) -> str:
-    """Every file of the bundled models against the SHA-256 it was packaged with (format of sha256sum)."""
-    lines = (resolve.BUNDLED_FOLDER / SUMS).read_text(encoding="ascii").splitlines()
-    for expected, name in (line.split("  ") for line in lines):
-        found = file_sha256(resolve.BUNDLED_FOLDER / name)
-        if found != expected:
-            raise Wrong(f"{name} is not the packaged file (SHA-256 {found}); reinstall the package")
-    return f"{len(lines)} files have the SHA-256 they were packaged with"
+    """Every file of the bundled models against the SHA-256 it was packaged with."""
+    checked = [check_files(resolve.BUNDLED_FOLDER / name) for name in BUNDLED]
+    if unknown := [file for found in checked for file in found.unknown]:
+        raise Wrong(f"{unknown[0]} has no line in {SUMS}; reinstall the package")
+    return f"{sum(len(found.same) for found in checked)} files have the SHA-256 they were packaged with"
 
 
 def golden_logits(device: torch.device) -> str:

@@ -52,7 +52,8 @@ class DllmSparseLM(LM):  # type: ignore[misc]
         options = {name: value for name, value in options.items() if name not in _IGNORED}
         scoring, sampler, sparsity = _split(options)
         revision = None if revision is None else str(revision)  # lm-eval has made a number of what looks like one
-        self.lm = load(str(pretrained), device=own_device, dtype=dtype, revision=revision, engine=engine)
+        report = None if processes.first else lambda _: None  # one process speaks for all
+        self.lm = load(str(pretrained), device=own_device, dtype=dtype, revision=revision, engine=engine, report=report)
         self._device = self.lm.device
         # lm-eval deals documents to the processes itself; each scores its own share.
         self.scorer = Scorer(self.lm, scoring, sampler, Processes.alone())

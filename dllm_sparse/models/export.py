@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 
 from dllm_sparse.files import write_bytes, write_json, write_text
+from dllm_sparse.models.checksums import write_sums
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.families import FAMILIES
 from dllm_sparse.models.transformer import Transformer
@@ -63,7 +64,7 @@ def export_model(
     special_tokens: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
-    """Writes weights, config and tokenizer into `folder` and returns it; each file is replaced atomically.
+    """Writes weights, config, tokenizer and SHA256SUMS into `folder`, each file atomically; returns the folder.
 
     `family` is "llada" or "llama"; `special_tokens` maps bos, eos, pad and mask to their text. A tied head is left out,
     as both official classes expect. Raises UnsupportedArchitecture for what the family cannot hold.
@@ -85,13 +86,16 @@ def export_model(
     for key, value in expected_slots(transformer, FAMILIES[family]):
         if not (config.tied and FAMILIES[family].keys.get(key) == "head.weight"):
             tensors[key] = value.detach().to("cpu", dtype).contiguous().clone()
-    write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-    write_json(folder / "config.json", config_json(config, family, dtype))
+    files = [write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))]
+    files.append(write_json(folder / "config.json", config_json(config, family, dtype)))
     ids = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+    ids = {key: value for key, value in ids.items() if value is not None}
+    files.append(write_json(folder / "generation_config.json", ids))
     if tokenizer is not None:
-        write_text(folder / "tokenizer.json", tokenizer.to_str())
-        write_json(folder / "tokenizer_config.json", _tokenizer_json(config, special_tokens or {}))
+        files.append(write_text(folder / "tokenizer.json", tokenizer.to_str()))
+        described = _tokenizer_json(config, special_tokens or {})
+        files.append(write_json(folder / "tokenizer_config.json", described))
+    write_sums(folder, files)
     return folder
 
 

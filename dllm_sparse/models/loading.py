@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -9,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from dllm_sparse.models.checkpoint_config import DTYPES, read_config
+from dllm_sparse.models.checksums import check_files
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.resolve import checkpoint_folder
@@ -35,17 +38,24 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     engine: EngineChoice = "auto",
+    report: Callable[[str], None] | None = None,
 ) -> LanguageModel:
     """Loads a model by alias, local folder or hub id.
 
     `device="auto"` is CUDA when there is one. `dtype="auto"` is the checkpoint's own type on CUDA and float32 on a
     CPU. `engine="auto"` runs native families natively and every other causal LM through transformers, where `device`
-    may also be "balanced" or "sequential" (spread by accelerate). Raises ModelNotFound, UnsupportedArchitecture or
-    CheckpointError; pickle weights are refused.
+    may also be "balanced" or "sequential" (spread by accelerate). Every file whose checksum is known is compared with
+    it (SHA256SUMS in the folder, the hub's cache, `hf download --local-dir`); `report` is told where none is, instead
+    of a warning. Raises ModelNotFound, UnsupportedArchitecture or CheckpointError; pickle weights are refused.
     """
     if engine not in get_args(EngineChoice):
         raise UsageError(f"engine is {engine!r}; allowed: {', '.join(get_args(EngineChoice))}")
     folder = checkpoint_folder(name, revision)
+    if note := check_files(folder, report).note(folder):
+        if report is None:
+            warnings.warn(note, stacklevel=2)
+        else:
+            report(note)
     if engine == "transformers":
         return _through_transformers(name, folder, device, dtype, revision)
     try:

@@ -42,7 +42,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises CheckpointError for pickle, for unreadable or missing files, and for files outside the folder.
     """
     found: dict[str, StoredTensor] = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as shard:
                 for key in shard.keys():  # noqa: SIM118 (safe_open is not a mapping)
@@ -155,7 +155,8 @@ def _unreadable(file: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{file}: not a readable safetensors file ({error}); download it again")
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files a folder's tensors are in. Raises CheckpointError for pickle, missing and outside files."""
     index = folder / "model.safetensors.index.json"
     # Hidden files are halves that a killed writer left behind.
     here = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
@@ -175,8 +176,10 @@ def _check_place(file: Path) -> None:
     if not file.is_file():
         raise CheckpointError(f"{file}: not a file (a link that leads nowhere?); download it again")
     home, target = file.parent.resolve(), file.resolve()
-    cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if not (target.is_relative_to(home) or target.is_relative_to(cache)):
+    repository = home.parent.parent
+    # A blob of the repository may be a link in its turn, into the blobs all repositories of a cache share.
+    blobs = (repository / "blobs", repository.parent / "blobs") if home.parent.name == "snapshots" else ()
+    if not any(target.is_relative_to(place) for place in (home, *blobs)):
         raise CheckpointError(f"{file}: a link to {target}, outside its folder; copy the file or load {target.parent}")
 
 

@@ -153,7 +153,7 @@ def _measure(
 
     loaded = []
     for snapshot in snapshots:
-        lm = load(str(snapshot.path), device=device, dtype="float32")
+        lm = load(str(snapshot.path), device=device, dtype="float32", report=report)
         loaded.append((lm, held_out(lm, windows_of(lm, texts, how.windows, how.length))))
     calibrations = [Calibration(lm, data) for lm, data in loaded]
     report(f"{run.name}: searching CETT on the last {min(JOINT, len(loaded))} of {len(loaded)} snapshots")

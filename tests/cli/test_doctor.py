@@ -14,6 +14,7 @@ import torch
 from dllm_sparse.doctor import environment, kernel_checks, model_checks, self_test
 from dllm_sparse.kernels import reference
 from dllm_sparse.models import resolve
+from dllm_sparse.models.checksums import SUMS, write_sums
 from dllm_sparse.sparsity.config import SparsityConfig
 from tests.cli.conftest import Cli
 
@@ -63,19 +64,47 @@ def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(self_test, "devices", lambda: CPU)
 
 
-def test_one_flipped_bit_of_the_weights_is_found(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def flip_the_last_weight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The bundled models are now a copy with one wrong weight, whose file is returned."""
     folder = Path(shutil.copytree(resolve.BUNDLED_FOLDER, tmp_path / "bundled"))
     weights = folder / "tiny-ar" / "model.safetensors"
     content = bytearray(weights.read_bytes())
-    content[-1] ^= 0x40  # the exponent of the last weight
+    content[-1] ^= 0x40  # the exponent
     weights.write_bytes(content)
     monkeypatch.setattr(resolve, "BUNDLED_FOLDER", folder)
+    return weights
+
+
+def test_one_flipped_bit_of_the_weights_is_found(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = flip_the_last_weight(monkeypatch, tmp_path)
     only(monkeypatch, "bundled files", "golden logits")
     answer = cli("doctor", "-q")
     assert answer.code == 1
     assert answer.stdout.splitlines()[-1].startswith("self-test     2 failed in")
-    assert "bundled files on cpu: Wrong: tiny-ar/model.safetensors is not the packaged file" in answer.stderr
+    assert f"bundled files on cpu: CheckpointError: {weights} is damaged" in answer.stderr
+    refused = cli("generate", "--model", "tiny-ar", "--prompt", "Once")
+    assert (refused.code, refused.stdout) == (1, "")
+    assert f"{weights} is damaged" in refused.stderr
+    assert refused.stderr.endswith("was recorded; reinstall dllm-sparse\n")
+
+
+def test_wrong_weights_with_the_right_checksum_are_found(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weights = flip_the_last_weight(monkeypatch, tmp_path)
+    write_sums(weights.parent, weights.parent.glob("*.[js]*"))
+    only(monkeypatch, "bundled files", "golden logits")
+    answer = cli("doctor", "-q")
+    assert answer.code == 1
+    assert answer.stdout.splitlines()[-1].startswith("self-test     1 passed, 1 failed in")
     assert "golden logits on cpu: Wrong: largest error" in answer.stderr
+
+
+def test_a_bundled_file_without_a_sum_is_found(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = flip_the_last_weight(monkeypatch, tmp_path)
+    (weights.parent / SUMS).unlink()
+    only(monkeypatch, "bundled files")
+    assert f"Wrong: {weights} has no line in SHA256SUMS" in cli("doctor", "-q").stderr
 
 
 def slightly(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from dllm_sparse.doctor.model_checks import GOLDEN, SUMS
+from dllm_sparse.doctor.model_checks import GOLDEN
+from dllm_sparse.models.checksums import SUMS, check_files
+from dllm_sparse.models.families import BUNDLED
 from dllm_sparse.models.resolve import BUNDLED_FOLDER
 from tests.doctor.golden import golden
 
@@ -22,8 +24,10 @@ def test_golden_logits_are_those_of_transformers_in_fp64() -> None:
         assert stored[name]["log_sum_exp"] == pytest.approx(expected["log_sum_exp"], abs=1e-5)
 
 
-def test_every_bundled_file_has_a_sum() -> None:
+@pytest.mark.parametrize("name", BUNDLED)
+def test_every_bundled_file_has_a_sum(name: str) -> None:
     """Weights, configs and tokenizers; the cards may be reworded."""
-    named = {line.split("  ")[1] for line in (BUNDLED_FOLDER / SUMS).read_text().splitlines()}
-    there = {path.relative_to(BUNDLED_FOLDER).as_posix() for path in BUNDLED_FOLDER.glob("*/*")}
-    assert named == {path for path in there if not path.endswith("README.md")}
+    folder = BUNDLED_FOLDER / name
+    checked = check_files(folder)
+    assert (checked.unknown, checked.edited) == ([], [])
+    assert {file.name for file in checked.same} == {file.name for file in folder.iterdir()} - {SUMS, "README.md"}
