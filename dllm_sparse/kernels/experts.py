@@ -6,6 +6,8 @@ ends [E] int32 is where the rows of each expert end.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,10 +15,32 @@ from torch import Tensor
 from dllm_sparse.kernels.reference import ACTIVATIONS
 from dllm_sparse.kernels.routing import Pairs
 from dllm_sparse.kernels.selection import triton_installed
-from dllm_sparse.kernels.streaming import ACTIVATION_CODES, SIXTEEN_BIT
+from dllm_sparse.kernels.streaming import (
+    ACTIVATION_CODES,
+    LAYERS_OVERLAP,
+    MAX_STREAMED,
+    SIXTEEN_BIT,
+    overlapping,
+)
+from dllm_sparse.kernels.tuning import padded_tokens
 
 _ALIGNED = 16
 """Bytes; the library's grouped product wants rows that begin at multiples of them."""
+
+
+class GroupedTile(NamedTuple):
+    """Outputs of a tile (two weight rows each when gated), bytes of a weight row at a time, warps, pipeline depth, and
+    programs for each processor of the GPU."""
+
+    columns: int
+    row_bytes: int
+    warps: int
+    stages: int
+    resident: int
+
+
+GATED_TILE, DOWN_TILE = GroupedTile(32, 128, 4, 4, 4), GroupedTile(64, 128, 4, 4, 4)
+GATED_OVERLAP, DOWN_OVERLAP = LAYERS_OVERLAP, LAYERS_OVERLAP
 
 
 def groups_on(device: torch.device, dtype: torch.dtype) -> bool:
@@ -53,24 +77,43 @@ def expert_ffn(
     if fused is None:
         fused = fuses_on(x.device, x.dtype) and not (can_group(x, gate_up) and can_group(x, down))
     if fused:
-        hidden = _grouped(x, gate_up, pairs, places, activation)
-        return _grouped(hidden, down, pairs, 0, None)
+        hidden = grouped_product(x, gate_up, pairs, activation=activation, gather=True)
+        return grouped_product(hidden, down, pairs, tokens=len(x))
     gate, up = grouped_linear(x[pairs.order // places], gate_up, pairs.ends).chunk(2, dim=-1)
     return grouped_linear(ACTIVATIONS[activation](gate) * up, down, pairs.ends)
 
 
-def _grouped(x: Tensor, weight: Tensor, pairs: Pairs, places: int, activation: str | None) -> Tensor:
-    """One launch: row pair / `places` of x (with 0 its place in the order) times [E, N, K] or, gated, [E, 2N, K]."""
+def grouped_product(
+    x: Tensor,
+    weight: Tensor,
+    pairs: Pairs,
+    *,
+    activation: str | None = None,
+    gather: bool = False,
+    scatter: bool = False,
+    tokens: int | None = None,
+    tile: GroupedTile | None = None,
+) -> Tensor:
+    """One launch: a row for every pair times its expert's [E, N, K], or act(gate) * up with [E, 2N, K] -> [P, N].
+
+    Rows lie in the order of the experts. With `gather` x [M, K] are tokens instead, with `scatter` the result lies by
+    pair. `tokens` is M, the most rows that an expert can have; None: P.
+    """
     from dllm_sparse.kernels.gpu.experts import grouped_kernel
 
     experts, columns, k = weight.shape
-    count, n = len(pairs.order), columns // (1 if activation is None else 2)
-    out = torch.empty((count, n), dtype=x.dtype, device=x.device)
+    gated = activation is not None
+    count, n = len(pairs.order), columns // (2 if gated else 1)
+    tile = tile or (GATED_TILE if gated else DOWN_TILE)
+    most = len(x) if gather else tokens or count
     rows = 16 if count <= 16 * experts else 64
-    # How rows fall to experts is known to the device alone: as many programs as the worst case needs.
-    grid = (-(-n // 64), count // rows + min(count, experts))
+    if most <= MAX_STREAMED:  # an expert's rows are one block: its weights are read once
+        rows = padded_tokens(most)
+    out = torch.empty((count, n), dtype=x.dtype, device=x.device)
+    blocks = count // rows + min(count, experts) if most > rows else min(count, experts)
+    programs = min(-(-n // tile.columns) * blocks, tile.resident * processors(x.device))
     if count:
-        grouped_kernel[grid](
+        grouped_kernel[(programs,)](
             x,
             weight,
             pairs.order,
@@ -79,16 +122,25 @@ def _grouped(x: Tensor, weight: Tensor, pairs: Pairs, places: int, activation: s
             n,
             k,
             experts,
-            max(places, 1),
+            count // len(x),
             BM=rows,
-            BN=64,
-            BK=64,
+            BN=tile.columns,
+            BK=tile.row_bytes // x.element_size(),
             EXPERTS=max(1 << (experts - 1).bit_length(), 16),
-            GATHER=places > 0,
-            GATED=activation is not None,
+            GATHER=gather,
+            SCATTER=scatter,
+            GATED=gated,
             ACT=0 if activation is None else ACTIVATION_CODES[activation],
+            STAGES=tile.stages,
+            num_warps=tile.warps,
+            **overlapping(GATED_OVERLAP if gated else DOWN_OVERLAP, x.device),
         )
     return out
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; one of Triton's interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ behind products, products lose, except behind a selection, which leaves most of 
 
 def overlapping(kind: tuple[bool, bool], device: torch.device) -> dict[str, bool]:
     """One of the three above as launch options; before compute capability 9 there are no such launches."""
+    if device.type != "cuda":  # Triton's interpreter, which knows no such option
+        return {"WAIT": False, "TRIGGER": False}
     wait, trigger = kind if _capability(device) >= 9 else (False, False)
     return {"WAIT": wait, "TRIGGER": trigger, "launch_pdl": wait}
 

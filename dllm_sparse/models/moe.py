@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dllm_sparse.kernels.experts import combine, expert_ffn, grouped_linear
+from dllm_sparse.kernels.experts import combine, grouped_linear
+from dllm_sparse.kernels.mixture import mixture, route
 from dllm_sparse.kernels.reference import ACTIVATIONS
-from dllm_sparse.kernels.routing import Pairs, RouterRule, Routing, choose_experts, sort_pairs
+from dllm_sparse.kernels.routing import Pairs, RouterRule, Routing, sort_pairs
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.feed_forward import FeedForward, Tap, Tapper, known_context
 from dllm_sparse.types import Part, SiteName, StepContext, UsageError
@@ -44,13 +44,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         """Experts and weights of tokens [M, D]."""
-        return choose_experts(self.logits(x), self.bias, self.rule)
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Scores before softmax or sigmoid, [M, D] -> [M, E]."""
-        if self.rule.kind == "softmax":
-            return F.linear(x, self.weight)
-        return F.linear(x.float(), self.weight.float())
+        return route(x, self.weight, self.bias, self.rule)
 
 
 class Experts(nn.Module):
@@ -82,10 +76,9 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, routing: Routing, context: StepContext | None = None) -> Tensor:
         """[B, T, D] and the routing of its B * T tokens -> [B, T, D]."""
         rows = x.flatten(0, -2)
-        pairs = sort_pairs(routing.experts, self.experts)
         if self._listening is None:
-            outputs = expert_ffn(rows, pairs, self.gate_up_proj, self.down_proj, self._activation)
-            return combine(outputs, pairs.order, routing.weights).view_as(x)
+            return mixture(rows, routing, self.gate_up_proj, self.down_proj, self._activation).view_as(x)
+        pairs = sort_pairs(routing.experts, self.experts)
         tap = self._tap(pairs, routing.experts.shape[1], known_context(x, context))
         values = tap("input", rows[pairs.order // routing.experts.shape[1]])
         gate, up = grouped_linear(values, self.gate_up_proj, pairs.ends).chunk(2, dim=-1)

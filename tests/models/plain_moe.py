@@ -24,13 +24,16 @@ def glu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def chosen(scores: Tensor, bias: Tensor, count: int, groups: int, entered: int) -> list[int]:
-    """The best experts of one token, by score plus bias, among the best groups (sum of their two best)."""
+    """The best experts of one token, by score plus bias, among the best groups (sum of their two best).
+
+    Of equal groups and equal experts the lower ones.
+    """
     competing = (scores + bias).tolist()
     size = len(competing) // groups
     members = [list(range(group * size, group * size + size)) for group in range(groups)]
     strength = [sum(sorted((competing[e] for e in group), reverse=True)[:2]) for group in members]
     best = sorted(range(groups), key=lambda group: -strength[group])[:entered]
-    allowed = [expert for group in best for expert in members[group]]
+    allowed = [expert for group in sorted(best) for expert in members[group]]
     return sorted(allowed, key=lambda expert: -competing[expert])[:count]
 
 
