@@ -18,7 +18,7 @@ from dllm_sparse.bench.machine import machine
 from dllm_sparse.bench.timing import Timing, graphed, time_calls
 from dllm_sparse.kernels import reference
 from dllm_sparse.kernels.listing import Listed
-from dllm_sparse.kernels.packing import select
+from dllm_sparse.kernels.packing import mark_words, select
 from dllm_sparse.kernels.streaming import Scratch, add_norm, glu, on_gpu, stream_matmul
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.types import BackendUnavailable
@@ -89,6 +89,7 @@ class _Layer:
         self.x = [(torch.randn(tokens, width, device=device) * scales).bfloat16() for _ in range(LAYERS)]
         self.guesses = torch.zeros((2, tokens), device=device)
         self.kept = torch.zeros((2, tokens), dtype=torch.int32, device=device)
+        self.marks = torch.zeros((LAYERS, 2, mark_words(max(width, inner))), dtype=torch.int32, device=device)
         self.p = [_knob(reference.rms_norm(self.x[0], self.norm, EPS), density)]
         self.p.append(_knob(self._hidden(0), density))
         self.hidden = [self._hidden(layer) for layer in range(LAYERS)]
@@ -112,14 +113,17 @@ class _Layer:
 
     def sparse(self) -> None:
         """All layers, reading the kept rows only."""
-        for layer in range(LAYERS):
-            stream_matmul(self._chosen(1, self._hidden(layer)), self.down[layer], self.scratch)
+        self.marks.zero_()
+        for layer, marks in enumerate(self.marks):
+            hidden = self._hidden(layer, marks[0])
+            stream_matmul(self._chosen(1, hidden, marks[1]), self.down[layer], self.scratch)
 
     def selection(self) -> None:
         """Both sites' selection of all layers, the norm in front included."""
-        for x, hidden in zip(self.x, self.hidden, strict=True):
-            self._chosen(0, x)
-            self._chosen(1, hidden)
+        self.marks.zero_()
+        for x, hidden, marks in zip(self.x, self.hidden, self.marks, strict=True):
+            self._chosen(0, x, marks[0])
+            self._chosen(1, hidden, marks[1])
 
     def norm_and_activation(self) -> None:
         """The small layers that a dense FFN has in the same places."""
@@ -136,14 +140,14 @@ class _Layer:
             read += 2 * inner * int(self._chosen(0, x).length) + width * int(self._chosen(1, hidden).length)
         return read / (3 * LAYERS * width * inner)
 
-    def _hidden(self, layer: int) -> Tensor:
-        chosen = self._chosen(0, self.x[layer])
+    def _hidden(self, layer: int, marks: Tensor | None = None) -> Tensor:
+        chosen = self._chosen(0, self.x[layer], marks)
         return stream_matmul(chosen, self.gate_up[layer], self.scratch, activation=self.activation)
 
-    def _chosen(self, site: int, rows: Tensor) -> Listed:
+    def _chosen(self, site: int, rows: Tensor, marks: Tensor | None = None) -> Listed:
         norm = (self.norm, EPS) if site == 0 else None
         state = self.p[site], self.guesses[site], self.kept[site]
-        listed = select(rows, *state, norm=norm).listed
+        listed = select(rows, *state, norm=norm, marks=marks).listed
         assert listed is not None
         return listed
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dllm_sparse.kernels import reference, streaming
 from dllm_sparse.kernels.listing import Listed, list_kept
 
-_CHUNK = 256  # channels of the list a program writes
+_CHUNK, _ROWS = 256, 8  # channels of the list a program writes, and rows it packs to them
 
 
 class Selected:
@@ -31,13 +31,15 @@ def select(
     norm: tuple[Tensor, float] | None = None,
     listing: bool = True,
     count: Tensor | None = None,
+    marks: Tensor | None = None,
 ) -> Selected:
     """Keeps the largest entries of each 16-bit row [M, n] that hold at least p of its L1 mass; equals stay together.
 
     `p` [1] fp64 is on the device. `guesses` [M] fp32: the thresholds found last time as shares of their rows' masses
     (0 where none), replaced by the new ones. `kept` [M] int32 receives how many entries each row kept. With `norm`
     (weight [n], eps) the row is RMS-normalised first. With `listing` the channels that any row kept are listed and the
-    rows packed to them; how many they are goes to `count` [1] int32 too, if it is given and M > 1.
+    rows packed to them; how many they are goes to `count` [1] int32 too, if it is given and M > 1. Several rows mark
+    the channels in `marks` [mark_words(n) or more] int32, which must be zero before; None makes them.
     """
     if not streaming.on_gpu(x):
         masked = reference.select(x if norm is None else reference.rms_norm(x, *norm), p)
@@ -45,24 +47,30 @@ def select(
         return Selected(masked, list_kept(masked, count) if listing else None)
     if listing and x.shape[0] == 1:
         return Selected(None, _list_one(x, p, guesses, kept, norm))
-    masked, words = _mask(x, p, guesses, kept, norm, listing)
-    return Selected(masked, _pack(masked, words, count) if listing else None)
+    if listing and marks is None:
+        marks = torch.zeros(mark_words(x.shape[1]), dtype=torch.int32, device=x.device)
+    masked = _mask(x, p, guesses, kept, norm, marks if listing else None)
+    return Selected(masked, _pack(masked, marks, count) if listing and marks is not None else None)
+
+
+def mark_words(n: int) -> int:
+    """Words of a bit a channel that `select` marks for rows of n entries."""
+    return _block(n) // 32
 
 
 def _mask(
-    x: Tensor, p: Tensor, guesses: Tensor, kept: Tensor, norm: tuple[Tensor, float] | None, listing: bool
-) -> tuple[Tensor, Tensor]:
-    """Masked rows [M, n] and, if they are to be listed, a bit for every channel of theirs [M, words]."""
+    x: Tensor, p: Tensor, guesses: Tensor, kept: Tensor, norm: tuple[Tensor, float] | None, marks: Tensor | None
+) -> Tensor:
+    """Masked rows [M, n]; the channels they kept are marked if they are to be listed."""
     from dllm_sparse.kernels.gpu.select import mask_kernel
 
     (rows, n), (weight, eps) = x.shape, norm or (x, 0.0)
-    shape, masked = _shape(n), torch.empty_like(x)
-    words = torch.empty((rows, shape["BLOCK"] // 32) if listing else (1, 1), dtype=torch.int32, device=x.device)
+    masked = torch.empty_like(x)
     mask_kernel[(rows,)](
-        x, weight, guesses, kept, masked, words, p, n, eps,
-        NORM=norm is not None, WORDS=listing, **shape, **_overlap(x),
+        x, weight, guesses, kept, masked, kept if marks is None else marks, p, n, eps,
+        NORM=norm is not None, WORDS=marks is not None, **_shape(n), **_overlap(x),
     )  # fmt: skip
-    return masked, words
+    return masked
 
 
 def _list_one(x: Tensor, p: Tensor, guesses: Tensor, kept: Tensor, norm: tuple[Tensor, float] | None) -> Listed:
@@ -78,22 +86,26 @@ def _list_one(x: Tensor, p: Tensor, guesses: Tensor, kept: Tensor, norm: tuple[T
     return Listed(values, index, kept)
 
 
-def _pack(masked: Tensor, words: Tensor, count: Tensor | None) -> Listed:
+def _pack(masked: Tensor, marks: Tensor, count: Tensor | None) -> Listed:
     from dllm_sparse.kernels.gpu.select import pack_kernel
 
     rows, n = masked.shape
     packed = torch.empty_like(masked)
     index = torch.empty(n, dtype=torch.int32, device=masked.device)
     count = torch.empty(1, dtype=torch.int32, device=masked.device) if count is None else count
-    pack_kernel[(-(-n // _CHUNK),)](
-        masked, words, packed, index, count, rows, n,
-        BT=8, WORDS=words.shape[1], CHUNK=_CHUNK, num_warps=4, **_overlap(masked),
+    pack_kernel[(-(-n // _CHUNK), -(-rows // _ROWS))](
+        masked, marks, packed, index, count, rows, n,
+        BT=_ROWS, WORDS=mark_words(n), CHUNK=_CHUNK, num_warps=4, **_overlap(masked),
     )  # fmt: skip
     return Listed(packed, index, count)
 
 
+def _block(n: int) -> int:
+    return max(32, 1 << (n - 1).bit_length())
+
+
 def _shape(n: int) -> dict[str, int]:
-    block = max(32, 1 << (n - 1).bit_length())
+    block = _block(n)
     return {"BLOCK": block, "num_warps": 8 if block > 2048 else 4}
 
 

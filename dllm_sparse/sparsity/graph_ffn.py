@@ -66,6 +66,7 @@ class GraphSparseFFN:
             long = self.config.where == "faster" and rows > MAX_STREAMED
             layers, lists = self.forward.net.config.layers, self.on_gpu or self._always
             self.by_rows[rows] = GraphRows(layers, self._widths, rows, self._device, listing=lists, dense=long)
+        self.by_rows[rows].marks.zero_()
 
     def __call__(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One layer; see `FFNRunner`."""
@@ -169,8 +170,8 @@ class GraphSparseFFN:
         listing = state.listing[layer][place] and state.listable[layer][place]
         kept, union = state.kept[layer, place], state.union[layer, place : place + 1]
         if self.config.scope == "token":
-            guesses = state.guesses[layer, place]
-            chosen = select(x, self._p[layer], guesses, kept, norm=norm, listing=listing, count=union)
+            guesses, marks = state.guesses[layer, place], state.marks[layer, place]
+            chosen = select(x, self._p[layer], guesses, kept, norm=norm, listing=listing, count=union, marks=marks)
         else:
             masked = self._shared(layer, x if norm is None else add_norm(x, None, *norm)[1])
             kept.copy_(masked.count_nonzero(-1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels.dispatch import MEASURED_FOR, RECAPTURE_SHARE, listing_pays, still_pays, union_density
+from dllm_sparse.kernels.packing import mark_words
 from dllm_sparse.kernels.selection import triton_installed
 from dllm_sparse.kernels.streaming import MAX_STREAMED
 from dllm_sparse.sparsity.counts import SparsityCounts
@@ -33,9 +34,9 @@ class GraphRows:
     """State of forwards of M rows at S sites of L layers: device tensors that graphs hold, and decisions on the host.
 
     `guesses` fp32 and `kept` int32 [L, S, M], `union` [L, S] int32: thresholds as shares of their rows' masses, entries
-    and channels of the last forward. `union` is measured at every forward where the list is made (padding is in it
-    then, so forwards with padding do not count), and else while `measures`: finding it costs more than the products
-    could save.
+    and channels of the last forward; `marks` [L, S, words] int32, zero before a forward, is where it marks channels.
+    `union` is measured at every forward where the list is made (padding is in it then, so forwards with padding do not
+    count), and else while `measures`: finding it costs more than the products could save.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class GraphRows:
 
         self.guesses = zeros(rows, dtype=torch.float32)
         self.kept, self.union = zeros(rows, dtype=torch.int32), zeros(dtype=torch.int32)
+        words = mark_words(max(widths.values())) if 1 < rows <= MAX_STREAMED else 0
+        self.marks = zeros(words, dtype=torch.int32)
         self._entries = torch.tensor(list(widths.values()), device=device)
         self._from_list, self._exact = zeros(dtype=torch.bool), zeros(dtype=torch.bool)
         self._kept, self._tokens = (

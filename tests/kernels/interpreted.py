@@ -132,10 +132,12 @@ def selection() -> None:
         truth, knob = reference.select(x, p), torch.tensor([p], dtype=torch.float64)
         guesses, kept = torch.zeros(6), torch.zeros(6, dtype=torch.int32)
         for _ in range(2):  # cold, then from the thresholds found
-            out, none = torch.full_like(x, torch.nan), torch.zeros(1, dtype=torch.int32)
+            out, words = torch.full_like(x, torch.nan), torch.zeros(4, dtype=torch.int32)
             mask_kernel[(6,)](
-                x, x, guesses, kept, out, none, knob, 75, 0.0, BLOCK=128, NORM=False, WORDS=False, **PLAIN
+                x, x, guesses, kept, out, words, knob, 75, 0.0, BLOCK=128, NORM=False, WORDS=True, **PLAIN
             )
+            marked = (words[:, None] >> torch.arange(32) & 1).flatten()
+            assert marked.tolist() == [*(truth != 0).any(0).int().tolist(), *[0] * 53]
             assert torch.equal(out, truth)
             assert kept.tolist() == truth.count_nonzero(-1).tolist()
 
@@ -149,12 +151,12 @@ def ties_and_broken_rows() -> None:
         assert torch.equal(out, reference.select(x, 0.8))
     x, weight, guess = torch.randn(1, 40).half(), torch.ones(40).half(), torch.zeros(1)
     x[0, 3] = torch.nan
-    kept, words = torch.zeros(1, dtype=torch.int32), torch.zeros((1, 2), dtype=torch.int32)
+    kept, words = torch.zeros(1, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
     out = torch.full((1, 40), 7.0).half()
     mask_kernel[(1,)](
         x, weight, guess, kept, out, words, knob, 40, 1e-5, BLOCK=64, NORM=True, WORDS=True, **PLAIN
     )  # fmt: skip
-    assert (int(kept), words.tolist()) == (40, [[-1, 0xFF]])
+    assert (int(kept), words.tolist()) == (40, [-1, 0xFF])
     values, index = torch.zeros(1, 64).half(), torch.full((64,), -1, dtype=torch.int32)
     list_one_kernel[(2,)](
         x, weight, guess, kept, values, index, knob, 40, 1e-5, BLOCK=64, CHUNK=32, NORM=True, **PLAIN

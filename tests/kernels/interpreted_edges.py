@@ -125,10 +125,10 @@ def unions() -> None:
     for rows, density in ((2, 0.0), (2, 1.0), (9, 0.1)):
         keep = torch.rand(rows, n) < density
         masked = torch.randn(rows, n) * keep
-        bits = torch.nn.functional.pad(keep, (0, 128 - n)).view(rows, words, 32).long() << torch.arange(32)
+        bits = torch.nn.functional.pad(keep.any(0), (0, 128 - n)).view(words, 32).long() << torch.arange(32)
         packed, index = torch.full((rows, n), torch.nan), torch.full((n,), -1, dtype=torch.int32)
         count = torch.full((1,), -1, dtype=torch.int32)
-        gpu_select.pack_kernel[(-(-n // chunk),)](
+        gpu_select.pack_kernel[(-(-n // chunk), -(-rows // 8))](
             masked, bits.sum(-1).to(torch.int32), packed, index, count, rows, n, BT=8, WORDS=words, CHUNK=chunk,
             **PLAIN,
         )  # fmt: skip

@@ -44,7 +44,8 @@ def mask_kernel(
     WAIT: tl.constexpr,
     TRIGGER: tl.constexpr,
 ):
-    # A program a row: its dropped entries zeroed, the new guess, how many it kept; with WORDS a bit a channel, too.
+    # A program a row: its dropped entries zeroed, the new guess, how many it kept; with WORDS it marks the channels it
+    # kept in bits that all rows share.
     row = tl.program_id(0)
     i = tl.arange(0, BLOCK)
     if WAIT:
@@ -56,8 +57,7 @@ def mask_kernel(
     tl.store(out_ptr + row.to(tl.int64) * n + i, tl.where(keep, x, 0.0), mask=i < n)
     if WORDS:
         bits = tl.reshape(keep.to(tl.int32) << (i % 32), (BLOCK // 32, 32))
-        word = tl.arange(0, BLOCK // 32)
-        tl.store(words_ptr + row * (BLOCK // 32) + word, tl.sum(bits, axis=1))
+        tl.atomic_or(words_ptr + tl.arange(0, BLOCK // 32), tl.sum(bits, axis=1), sem="relaxed")
     tl.store(guess_ptr + row, share)
     tl.store(kept_ptr + row, tl.sum(keep.to(tl.int32), axis=0))
 
@@ -104,11 +104,6 @@ def list_one_kernel(
 
 
 @triton.jit
-def _either(a, b):
-    return a | b
-
-
-@triton.jit
 def _popcount(word):
     return tl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [word], dtype=tl.int32, is_pure=True, pack=1)
 
@@ -128,32 +123,24 @@ def pack_kernel(
     WAIT: tl.constexpr,
     TRIGGER: tl.constexpr,
 ):
-    # The channels that any of T rows kept, ascending, and the masked rows packed to them: a program per CHUNK channels.
+    # The channels marked in `words`, ascending, and the masked rows packed to them: a program per CHUNK channels of BT
+    # rows.
     if TRIGGER:
         gdc_launch_dependents()
     if WAIT:
         gdc_wait()
     first = tl.program_id(0) * CHUNK
-    word = tl.arange(0, WORDS)[None, :]
+    word = tl.arange(0, WORDS)
     i = first + tl.arange(0, CHUNK)
-    inside = (i < n)[None, :]
-    words = tl.zeros((1, WORDS), tl.int32)
-    mine = tl.zeros((1, CHUNK), tl.int32)
-    for start in range(0, T, BT):
-        t = start + tl.arange(0, BT)[:, None]
-        here = tl.load(words_ptr + t * WORDS + word, mask=t < T, other=0)
-        words |= tl.reduce(here, 0, _either)[None, :]
-        here = tl.load(words_ptr + t * WORDS + (i // 32)[None, :], mask=(t < T) & inside, other=0)
-        mine |= tl.reduce(here, 0, _either)[None, :]
-    count = _popcount(words)
-    before = tl.sum(tl.sum(tl.where(word < first // 32, count, 0), axis=1), axis=0)
-    keep = (tl.reshape(mine, (CHUNK,)) >> (i % 32)) & 1
+    count = _popcount(tl.load(words_ptr + word))
+    before = tl.sum(tl.where(word < first // 32, count, 0), axis=0)
+    keep = (tl.load(words_ptr + i // 32, mask=i < n, other=0) >> (i % 32)) & 1
     place = before + tl.cumsum(keep, axis=0) - keep
-    tl.store(rows_ptr + place, i, mask=keep > 0)
-    for start in range(0, T, BT):
-        t = start + tl.arange(0, BT)[:, None]
-        live = (t < T) & inside & (keep > 0)[None, :]
-        x = tl.load(x_ptr + t * n + i[None, :], mask=live, other=0.0)
-        tl.store(out_ptr + t * n + place[None, :], x, mask=live)
-    if tl.program_id(0) == 0:
-        tl.store(count_ptr, tl.sum(tl.sum(count, axis=1), axis=0))
+    t = tl.program_id(1) * BT + tl.arange(0, BT)[:, None]
+    live = (t < T) & (keep > 0)[None, :]
+    x = tl.load(x_ptr + t * n + i[None, :], mask=live, other=0.0)
+    tl.store(out_ptr + t * n + place[None, :], x, mask=live)
+    if tl.program_id(1) == 0:
+        tl.store(rows_ptr + place, i, mask=keep > 0)
+        if first == 0:
+            tl.store(count_ptr, tl.sum(count, axis=0))
