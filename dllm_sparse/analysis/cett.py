@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels.reference import ACTIVATIONS
-from dllm_sparse.types import UsageError
+from dllm_sparse.types import NonFiniteActivations, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ def cett_threshold(
 
     gate_weight and up_weight are [F, D], down_weight is [D, F], x is [T, D]. Computed in fp64 over all T * F candidate
     thresholds by bisection; where CETT is not monotone in the threshold this is one of its crossings. Exact zeros are
-    dropped at any target. Raises UsageError for a target outside [0, 1] or an unknown activation.
+    dropped at any target. Raises UsageError for a target outside [0, 1] or an unknown activation, NonFiniteActivations
+    for NaN or Inf.
     """
     if activation not in ACTIVATIONS:
         raise UsageError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
@@ -55,6 +56,8 @@ def threshold_for_cett(intermediate: Tensor, down_weight: Tensor, cett: float) -
     if not 0 <= cett <= 1:
         raise UsageError(f"cett is {cett}; allowed: 0 to 1 (for example 0.2)")
     norms = intermediate.abs() * down_weight.norm(dim=0)
+    if not bool(torch.isfinite(norms).all()):
+        raise NonFiniteActivations("NaN or Inf among the neurons' outputs whose CETT was asked for")
     candidates = torch.unique(torch.cat((norms.new_zeros(1), norms.flatten())))
     low, high = 0, len(candidates)  # candidates[low] is within the target, candidates[high] is not
     while high - low > 1:

@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dllm_sparse.models.finite import locating, not_finite_logits
 from dllm_sparse.models.language_model import LanguageModel, token_classes
 from dllm_sparse.samplers.likelihood import stratified_masks
 from dllm_sparse.samplers.uniform_likelihood import noised
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
 from dllm_sparse.sparsity.sparsifier import sparsify
-from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, UsageError
+from dllm_sparse.types import Observers, Step, StepContext, UsageError
 
 _CUDA_TOKENS, _CPU_TOKENS = 1 << 15, 1 << 11
 _MOST_LOGITS = 1 << 28
@@ -142,14 +143,16 @@ def evaluate(
     *,
     apply: bool = True,
 ) -> LossPoint:
-    """The loss under a sparsity setting; raises NonFiniteActivations for a loss that is not a number."""
+    """The loss under a sparsity setting; raises NonFiniteActivations for NaN or Inf."""
     rows = max(min(_tokens(lm), _MOST_LOGITS // lm.config.vocab_size) // data.ids.shape[1], 1)
     context = nullcontext() if sparsity is None else sparsify(lm, sparsity, observers, apply=apply)
     with context as handle:
         parts = [_losses(lm, data[start : start + rows]) for start in range(0, data.windows, rows)]
-    losses = torch.cat(parts)
-    if not bool(torch.isfinite(losses).all()):
-        raise NonFiniteActivations(f"the held-out loss of {lm.name} is not finite; try float32")
+        losses = torch.cat(parts)
+        if not bool((finite := torch.isfinite(losses)).all()):
+            window = int(finite.logical_not().nonzero()[0])
+            with locating(lm.transformer, lambda: _losses(lm, data[window : window + 1])):
+                raise not_finite_logits(0)
     return LossPoint(losses, None if handle is None else handle.counts)
 
 

@@ -7,7 +7,9 @@ spread over processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from dllm_sparse.analysis.exploitable import UnionCounter, ffn_speedup, shares
 from dllm_sparse.evaluation.batches import Batch, score
 from dllm_sparse.evaluation.processes import Processes
+from dllm_sparse.models.finite import locating, not_finite_logits
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.loops import decode
@@ -115,6 +118,20 @@ def run_jobs(
     for _, measured in answers:
         total.merge(measured)
     return [result for result, _ in answers], total
+
+
+def check_scores(
+    lm: LanguageModel,
+    jobs: Sequence[ScoreJob],
+    results: Sequence[tuple[Tensor, ...]],
+    sparsity: SparsityConfig | None,
+) -> None:
+    """Raises NonFiniteActivations where a likelihood is not finite: NaN or Inf in the model, or a probability of 0."""
+    for job, (values, _) in zip(jobs, results, strict=True):
+        if not bool(torch.isfinite(values).all()):
+            masks = nullcontext() if sparsity is None else sparsify(lm, sparsity)
+            with masks, locating(lm.transformer, partial(job.run, lm, ())):
+                raise not_finite_logits(0)
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dllm_sparse.evaluation.decoding import Text, decode_jobs, greedy_jobs, text_before_stop
-from dllm_sparse.evaluation.jobs import Advance, DecodeJob, Measured, ScoreJob, run_jobs
+from dllm_sparse.evaluation.jobs import Advance, DecodeJob, Measured, ScoreJob, check_scores, run_jobs
 from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.plans import plan
 from dllm_sparse.evaluation.processes import Processes
@@ -94,7 +94,10 @@ class Scorer:
     def run(
         self, prepared: Prepared, sparsity: SparsityConfig | None = None, advance: Advance | None = None
     ) -> tuple[list[Answer], Measured]:
-        """Answers in the order of the requests, and the sparsity measured; every process gets both."""
+        """Answers in the order of the requests, and the sparsity measured; every process gets both.
+
+        Raises NonFiniteActivations for NaN or Inf.
+        """
         # Only what no later token changes can be shared; a bidirectional model has one plan for every scope.
         token_masks = sparsity is None or sparsity.scope == "token"
         bidirectional = self.lm.kind == "diffusion" and self.lm.config.block_length is None
@@ -105,6 +108,7 @@ class Scorer:
             prepared.jobs[shared] = [ScoreJob(batch, cfg_scale) for batch in batches]
         scoring = prepared.jobs[shared]
         results, measured = run_jobs(self.lm, [*scoring, *prepared.decodings], sparsity, self.processes, advance)
+        check_scores(self.lm, scoring, results[: len(scoring)], sparsity)
         values, greedy = _sum_rows(scoring, results, len(prepared.pairs))
         generated = [row for (ids,) in results[len(scoring) :] for row in ids.tolist()]
         self._judge_greedy(prepared, generated, greedy)
@@ -155,8 +159,6 @@ def _sum_rows(
     missed = np.concatenate([~greedy.numpy() for _, greedy in scored])
     sums = np.bincount(owners, weights=values, minlength=pairs)
     bad = np.bincount(owners, weights=missed, minlength=pairs)
-    if not bool(np.isfinite(sums).all()):
-        raise UsageError("a log-likelihood is not finite: the model gives NaN or assigns probability 0; try float32")
     return sums.tolist(), (bad == 0).tolist()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dllm_sparse.engine.observing import GraphableObserver, StepClock, rows_may_leave
+from dllm_sparse.models.finite import locating
 from dllm_sparse.models.kv_cache import KVCache
 from dllm_sparse.models.language_model import LanguageModel, rotary_positions
 from dllm_sparse.samplers.autoregressive_steps import AutoregressiveGraphs
@@ -124,22 +127,27 @@ class _Loop:
 
     def run_step(self, step: Step) -> None:
         """One forward over what is not cached yet, one token per row."""
-        start = 0 if step.index == 0 else self.length - 1
+        logits = self._forward(step, 0 if step.index == 0 else self.length - 1, self.cache)
+        self.forwards += 1
+        # Once more, if need be, from the start: transformers' caches would hold the token twice.
+        with locating(self.lm.transformer, lambda: self._forward(step, 0, None)):
+            token, confidence = self._decide(logits, step)
+        self._commit(token, confidence, step)
+
+    def _forward(self, step: Step, start: int, cache: Any) -> Tensor:
+        """Logits [R, 1, V] behind the last token; what is before `start` is in the cache."""
         window = slice(start, self.length)
         context = StepContext(step, self._classes(start, self.length)[self.rows], start)
         mask = None if self.mask is None else self.mask[self.rows, : self.length]
-        logits = self.lm.transformer(
+        return self.lm.transformer(  # type: ignore[no-any-return]
             self.ids[self.rows, window],
             start=start,
             attention_mask=mask,
             positions=self.positions[self.rows, window],
-            cache=self.cache,
+            cache=cache,
             rows=slice(-1, None),
             context=context,
         )
-        self.forwards += 1
-        token, confidence = self._decide(logits, step)
-        self._commit(token, confidence, step)
 
     def _decide(self, logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         uniform = None

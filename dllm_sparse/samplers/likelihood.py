@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dllm_sparse.models.finite import locating, not_finite_logits
 from dllm_sparse.models.language_model import LanguageModel, token_classes
 from dllm_sparse.samplers.confidence import guide
 from dllm_sparse.samplers.schedule import block_spans
@@ -31,7 +36,8 @@ def log_likelihood(
     it, which are known, as in training (block diffusion, arXiv 2503.09573); the last block ends with the target.
     Uniform noise: the same with random tokens in the place of masks (`uniform_likelihood`), no exact case.
     Autoregressive: exact, one forward; mc_num, batch_size, cfg_scale and seed are not used.
-    Raises UsageError when mc_num is not a multiple of batch_size or the text does not fit the context.
+    Raises UsageError when mc_num is not a multiple of batch_size or the text does not fit the context,
+    NonFiniteActivations for NaN or Inf.
     """
     prompt, target = _row(prompt_ids, lm), _row(target_ids, lm)
     if not len(target):
@@ -90,10 +96,12 @@ def _batch_loss(
         unconditional[:, :prompt] = lm.mask_token_id
         ids = torch.cat((ids, unconditional))
     context = StepContext(Step(0, 1), token_classes(ids, None, lm.mask_token_id), guided=cfg_scale > 0)
-    logits = lm.predictions(ids, slice(begin, None), context=context)
-    if cfg_scale > 0:
-        logits = guide(logits, cfg_scale)
-    return _weighted(logits, target, masked)
+
+    def forward() -> Tensor:
+        logits = lm.predictions(ids, slice(begin, None), context=context)
+        return guide(logits, cfg_scale) if cfg_scale > 0 else logits
+
+    return _finite(lm, forward, lambda logits: _weighted(logits, target, masked))
 
 
 def _noise_loss(lm: LanguageModel, prompt: Tensor, target: Tensor, rows: int, generator: torch.Generator) -> float:
@@ -101,8 +109,16 @@ def _noise_loss(lm: LanguageModel, prompt: Tensor, target: Tensor, rows: int, ge
     unwritten = stratified_masks(len(target), rows, generator)
     canvas = noised(target.cpu(), unwritten, lm.config.vocab_size, generator).to(lm.device)
     unwritten = unwritten.to(lm.device)
-    logits = denoised(lm, prompt, canvas, unwritten)
-    return _weighted(logits, target, unwritten)
+    forward = partial(denoised, lm, prompt, canvas, unwritten)
+    return _finite(lm, forward, lambda logits: _weighted(logits, target, unwritten))
+
+
+def _finite(lm: LanguageModel, forward: Callable[[], Tensor], nats: Callable[[Tensor], float]) -> float:
+    """The nats of a forward's logits; raises NonFiniteActivations unless they are a finite number."""
+    with locating(lm.transformer, forward):
+        if math.isfinite(found := nats(forward())):
+            return found
+        raise not_finite_logits(0)
 
 
 def _weighted(logits: Tensor, target: Tensor, hidden: Tensor) -> float:
@@ -121,8 +137,10 @@ def _autoregressive(lm: LanguageModel, prompt: Tensor, target: Tensor) -> float:
     ids = torch.cat((prompt, target))[None]
     ids = ids[:, :-1]
     context = StepContext(Step(0, 1), token_classes(ids, None, None))
-    logits = lm.transformer(ids, rows=slice(len(prompt) - 1, None), context=context)
-    return float(logits[0].float().log_softmax(-1).gather(-1, target[:, None]).sum())
+    forward = partial(lm.transformer, ids, rows=slice(len(prompt) - 1, None), context=context)
+    return _finite(
+        lm, forward, lambda logits: float(logits[0].float().log_softmax(-1).gather(-1, target[:, None]).sum())
+    )
 
 
 def _row(ids: Tensor | list[int], lm: LanguageModel) -> Tensor:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dllm_sparse.models.finite import not_finite_logits
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.confidence import (
     choose_tokens,
@@ -21,7 +22,7 @@ from dllm_sparse.samplers.confidence import (
 )
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.schedule import transfer_counts
-from dllm_sparse.types import NonFiniteActivations, Step
+from dllm_sparse.types import Step
 
 
 def end_of_text(lm: LanguageModel, config: SamplerConfig) -> int | None:
@@ -168,4 +169,4 @@ class ConfidenceRule(Rule):
 def check_finite(logits: Tensor, tokens: Tensor, step: Step) -> None:
     """The largest logit of a position is NaN or +Inf exactly when something went wrong; -Inf is a silenced token."""
     if not bool(torch.isfinite(logits.gather(-1, tokens.unsqueeze(-1))).all()):
-        raise NonFiniteActivations(f"NaN or Inf in the logits at step {step.index}")
+        raise not_finite_logits(step.index)

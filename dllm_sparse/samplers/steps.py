@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_sparse.engine.observing import rows_may_leave
+from dllm_sparse.models.finite import locating
 from dllm_sparse.models.kv_cache import KVCache
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.canvas import Canvas
@@ -92,7 +93,8 @@ class Steps:
         if editable is not None:
             ids = self.canvas.ids[:, start:stop][:, rows]
             contest = replace(contest, ids=ids, editable=editable[:, rows])
-        choice = self.rule.choose(contest)
+        with locating(self.lm.transformer, lambda: self.forward(step, start, stop, rows)):
+            choice = self.rule.choose(contest)
         self.canvas.commit(choice.picked, choice.tokens, start + first, step)
         if self.observers:
             self.report(step, choice.confidence, start)

@@ -16,16 +16,18 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dllm_sparse.models.finite import locating, not_finite_logits
 from dllm_sparse.models.hooked_denoiser import HookedDenoiser
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.canvas import Decoded
 from dllm_sparse.samplers.config import SamplerConfig
-from dllm_sparse.types import NonFiniteActivations, Observers, Step, StepContext, StepResult, TokenClass, UsageError
+from dllm_sparse.types import Observers, Step, StepContext, StepResult, TokenClass, UsageError
 
 _USED = ("gen_length", "steps", "block_length", "execution", "eos_token_id", "stop_at_eos", "early_block_exit", "seed")
 """Sampler options with a meaning here. Ends of text always stop a row, and a canvas that has converged its steps."""
@@ -140,7 +142,8 @@ class _Watch:
         resting = arguments["finished_denoising"] | self.ended
         step, classes = self.step, self.classes[:, self.window].clone()
         window = self.window.start, self.window.stop
-        with self.network.running(StepContext(step, classes, self.window.start, block=window)):
+        context = StepContext(step, classes, self.window.start, block=window)
+        with self.network.running(context), locating(self.network, partial(run, **arguments)):
             result = run(**arguments)
         _, draft, _, finished = result
         last = finished | (self.index_in_block + 1 == self.config.steps_per_block)
@@ -182,7 +185,7 @@ class _Watch:
 
         def check(module: Any, arguments: Any, logits: Tensor) -> None:
             if not bool(torch.isfinite(logits.amax())):
-                raise NonFiniteActivations(f"NaN or Inf in the logits at step {self.index}")
+                raise not_finite_logits(self.index)
 
         handle = self.network.model.get_output_embeddings().register_forward_hook(check)  # type: ignore[operator]
         try:

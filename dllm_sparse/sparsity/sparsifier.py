@@ -17,6 +17,7 @@ from dllm_sparse.engine.forward import FFNRunner, FixedForward
 from dllm_sparse.engine.observing import GraphableObserver, StepClock
 from dllm_sparse.kernels.selection import MAX_ROW
 from dllm_sparse.models.feed_forward import FeedForward, FFNOverride, Tap, Tapped, known_context
+from dllm_sparse.models.finite import not_finite
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.models.transformer import Attention
 from dllm_sparse.sparsity.backends import MaskedFFN, sparse_ffn
@@ -165,10 +166,8 @@ class Sparsifier(GraphableObserver):
         norms = self._weight_norms(site, module) if self.config.score == "weighted" else None
         try:
             return scoped_mask(values, p, self.config, context, norms)
-        except NonFiniteActivations as error:
-            step = context.step.index
-            expert = f", expert {site.expert}" if site.expert >= 0 else ""
-            raise NonFiniteActivations(f"layer {site.layer}{expert}, site {site.name}, step {step}: {error}") from None
+        except NonFiniteActivations:
+            raise not_finite(site, context.step.index, "values to be masked") from None
 
     def _weight_norms(self, site: Site, module: Tapped) -> Tensor:
         """L2 norm [n] of the weight column each value of the site meets (WINA's score)."""

@@ -66,3 +66,12 @@ def test_bad_arguments_are_refused(options: dict[str, Any]) -> None:
     eye = torch.eye(4)
     with pytest.raises(ValueError, match="allowed"):
         ds.cett_threshold(eye, eye, eye, eye, **options)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_has_no_threshold(place: int, value: float) -> None:
+    tensors = [torch.eye(4) for _ in range(4)]
+    tensors[place][0, 0] = value
+    with pytest.raises(ds.NonFiniteActivations, match="NaN or Inf among the neurons' outputs"):
+        ds.cett_threshold(*tensors)

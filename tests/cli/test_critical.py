@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dllm_sparse.cli import sweep_options
 from tests.cli.conftest import Cli
-from tests.evaluation.conftest import diffusion, llada_folder, llama_folder, task_folder  # noqa: F401 (fixtures)
+from tests.evaluation.conftest import checkpoint, diffusion, llada_folder, llama_folder, task_folder  # noqa: F401
 
 COMMON = ("--mc-num", "2", "--resamples", "100", "--device", "cpu", "--grid", "0.9,0.6")
 
@@ -85,6 +86,28 @@ def test_bad_options_exit_with_2(cli: Cli, arguments: tuple[str, ...], message: 
     assert answer.code == 2
     assert message in answer.stderr
     assert answer.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "tensor"),
+    [("llada-tiny", "model.transformer.blocks.1.ff_out.weight"), ("llama-tiny", "model.layers.1.mlp.down_proj.weight")],
+)
+def test_logits_that_are_not_finite_name_their_place(
+    cli: Cli,
+    model: str,
+    tensor: str,
+    task_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """The last layer's output overflows: behind everything that is masked."""
+    folder = checkpoint(model, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[tensor][:] = 3e38
+    save_file(tensors, folder / "model.safetensors")
+    for task in ("choice", "written"):
+        answer = cli("critical-sparsity", "--model", folder, "--tasks", task_folder / f"{task}.yaml", *COMMON)
+        assert (answer.code, answer.stdout) == (1, "")
+        assert answer.stderr.endswith("error: NaN or Inf in the logits at step 0, behind the last layer's FFN\n")
 
 
 def test_missing_data_are_named(cli: Cli, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_models_that_cannot_be_loaded_exit_1(
 
 def test_nan_names_its_place(cli: Cli, broken: Path) -> None:
     call = ("generate", "--model", broken, "--prompt", "abc", "--gen-length", "4", "--block-length", "4")
-    refused(cli, 1, *call, words=("NaN or Inf in the logits at step 0",))
+    refused(cli, 1, *call, words=("layer 1, site up, step 0: NaN or Inf",))
     refused(cli, 1, *call, "--p", "0.8", words=("layer 1, site intermediate, step 0: NaN or Inf",))
     refused(cli, 1, *call, "--p", "1", words=("layer 1, site intermediate, step 0: NaN or Inf",))
 
