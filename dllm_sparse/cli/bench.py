@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dllm_sparse.cli import options as opt
 from dllm_sparse.cli.output import Output
@@ -16,7 +17,19 @@ if TYPE_CHECKING:
 
 _WORKLOAD = "Workload"
 
-bench = typer.Typer(help="Measure speed beside the floor of the hardware.", no_args_is_help=True)
+
+class _EngineFirst(TyperGroup):
+    """`bench` followed by nothing or by an option is `bench engine`; only --help is the group's own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts the default subcommand in front where none is named; a shell that completes still sees them all."""
+        helped = self.get_help_option_names(ctx)
+        if not ctx.resilient_parsing and (not args or (args[0].startswith("-") and args[0] not in helped)):
+            args = ["engine", *args]
+        return super().parse_args(ctx, args)
+
+
+bench = typer.Typer(cls=_EngineFirst, help="Measure speed beside the floor of the hardware; by default the engine's.")
 
 BenchModelOpt = Annotated[
     str | None,
@@ -30,7 +43,7 @@ ShapeOpt = Annotated[
 
 @bench.callback()
 def root() -> None:
-    """Measure speed beside the floor of the hardware."""
+    """Measure speed beside the floor of the hardware; without a subcommand the engine's."""
 
 
 def engine(

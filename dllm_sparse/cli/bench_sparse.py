@@ -9,6 +9,7 @@ import typer
 
 from dllm_sparse.cli import options as opt
 from dllm_sparse.cli.bench import BenchModelOpt, ShapeOpt, load_measured, text_range
+from dllm_sparse.cli.opening import say_fallback
 from dllm_sparse.cli.output import Output
 
 TokensOpt = Annotated[list[int] | None, typer.Option(help="Tokens of one forward; several times for several.")]
@@ -63,6 +64,8 @@ def sparse(
             sampler=sampler, sparsity=sparsity, batch=batch, prompt_length=prompt_length, repeats=repeats
         )
         rows.append(bench_engine(lm, workload, speed))
+    if any(row["execution"] == "eager" for row in rows[1:]):
+        say_fallback(output, "auto", lm)
     for row in rows[1:]:
         row["beside_dense"] = beside_dense(rows[0], row)
     _answer(output, "sparse", {"schema": "dllm-sparse/bench-sparse@2", "rows": rows}, out)

@@ -8,7 +8,7 @@ import typer
 
 from dllm_sparse.cli import loss_options as loss
 from dllm_sparse.cli import options as opt
-from dllm_sparse.cli.opening import open_model
+from dllm_sparse.cli.opening import open_model, say_fallback
 from dllm_sparse.cli.output import Output
 from dllm_sparse.cli.sweep_options import percent, plain_table
 
@@ -58,6 +58,7 @@ def cett(
     output = Output(as_json=as_json, quiet=quiet)
     texts = texts_of(text)
     models = [open_model(output, name, device, dtype, revision, engine) for name in model or ["tiny-diffusion"]]
+    say_fallback(output, "auto", *models)
     report = cett_report(
         models,
         texts,

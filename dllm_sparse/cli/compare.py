@@ -8,7 +8,7 @@ import typer
 
 from dllm_sparse.cli import options as opt
 from dllm_sparse.cli import sweep_options as sweep
-from dllm_sparse.cli.opening import open_model
+from dllm_sparse.cli.opening import open_model, say_fallback
 from dllm_sparse.cli.output import Output
 
 if TYPE_CHECKING:
@@ -103,9 +103,10 @@ def compare(
 
     one, other = (opened(name) if name else None for name in (diffusion, autoregressive))
     more = [opened(name) for name in model or ()]
-    for lm in (one, other, *more):
-        if lm is not None:
-            sweep.check_sampler(lm, sampler, block_length)
+    models = [lm for lm in (one, other, *more) if lm is not None]
+    for lm in models:
+        sweep.check_sampler(lm, sampler, block_length)
+    say_fallback(output, backend, *models)
     with sweep.SweepProgress(output, first=processes.first) as progress:
         result = run(
             one,

@@ -8,7 +8,7 @@ import typer
 
 from dllm_sparse.cli import options as opt
 from dllm_sparse.cli import sweep_options as sweep
-from dllm_sparse.cli.opening import open_model
+from dllm_sparse.cli.opening import open_model, say_fallback
 from dllm_sparse.cli.output import Output
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def critical_sparsity(
     )
     lm = open_model(output, model, own_device, dtype, revision, engine)
     sweep.check_sampler(lm, sampler, block_length)
+    say_fallback(output, backend, lm)
     with sweep.SweepProgress(output, first=processes.first) as progress:
         report = run(
             lm,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dllm_sparse.cli import options as opt
-from dllm_sparse.cli.opening import has_chat_template, open_model
+from dllm_sparse.cli.opening import has_chat_template, open_model, say_fallback
 from dllm_sparse.cli.output import Output
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _DELTAS = (4, 8, 16, 32)  # the published grid
 
 def drift_report(
     model: opt.ModelOpt = "tiny-diffusion",
+    prompt: opt.PromptOpt = None,
     prompts: opt.PromptsOpt = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts; of the bundled ones 8.")] = None,
     chat: opt.ChatOpt = None,
@@ -37,6 +38,7 @@ def drift_report(
     ] = "token",
     group_size: opt.GroupSizeOpt = 32,
     score: opt.ScoreOpt = "magnitude",
+    backend: opt.BackendOpt = "auto",
     apply: Annotated[
         bool,
         typer.Option(
@@ -104,14 +106,18 @@ def drift_report(
         factor=factor,
         seed=seed,
     )
-    sparsity = SparsityConfig(p=p, rule=rule, sites=sites, scope=scope, group_size=group_size, score=score)
+    sparsity = SparsityConfig(
+        p=p, rule=rule, sites=sites, scope=scope, group_size=group_size, score=score, backend=backend
+    )
     deltas = tuple(delta or (_DELTAS if snapshot_every else ()))
     every = snapshot_every or min(deltas, default=0)
     experiments = {"reuse": reuse, "snapshot_every": every, "deltas": deltas}
-    texts = _prompts(prompts, limit)
+    texts = _prompts(prompt or [], prompts, limit)
     output = Output(as_json=as_json, quiet=quiet)
     lm = open_model(output, model, device, dtype, revision, engine)
     sampler = fit(lm, sampler, block_length)
+    if apply:
+        say_fallback(output, backend, lm)
     chat = has_chat_template(lm) if chat is None else chat
     _run(
         output,
@@ -124,11 +130,11 @@ def drift_report(
     )
 
 
-def _prompts(file: Path | None, limit: int | None) -> list[str]:
+def _prompts(given: list[str], file: Path | None, limit: int | None) -> list[str]:
     from dllm_sparse.analysis.prompts import DEFAULT_COUNT, bundled_prompts
-    from dllm_sparse.cli.prompts import read_prompts
+    from dllm_sparse.cli.prompts import gather_prompts
 
-    return bundled_prompts(limit or DEFAULT_COUNT) if file is None else read_prompts(file)[:limit]
+    return gather_prompts(given, file)[:limit] or bundled_prompts(limit or DEFAULT_COUNT)
 
 
 def _run(

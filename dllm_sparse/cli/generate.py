@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dllm_sparse.cli import options as opt
-from dllm_sparse.cli.opening import has_chat_template, open_model
+from dllm_sparse.cli.opening import has_chat_template, open_model, say_fallback
 from dllm_sparse.cli.output import Output
-from dllm_sparse.cli.prompts import gather_prompts
+from dllm_sparse.cli.prompts import DEFAULT_PROMPT, gather_prompts
 
 if TYPE_CHECKING:
     from dllm_sparse.generation import Generation
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def generate(
     model: opt.ModelOpt = "tiny-diffusion",
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")] = None,
+    prompt: opt.PromptOpt = None,
     prompts: opt.PromptsOpt = None,
     chat: opt.ChatOpt = None,
     p: Annotated[
@@ -120,8 +120,11 @@ def generate(
         refresh_every=refresh_every,
         backend=backend,
     )
-    texts = gather_prompts(prompt or [], prompts)
+    texts = gather_prompts(prompt or [], prompts, piped=True)
     check_folder(out)  # fails now, not after an hour of decoding
+    if not texts:
+        texts = [DEFAULT_PROMPT]
+        output.say(f'no prompt given; continuing "{DEFAULT_PROMPT}"')
     lm = open_model(output, model, device, dtype, revision, engine)
     sampler = fit(lm, sampler, block_length)
     chat = has_chat_template(lm) if chat is None else chat
@@ -141,6 +144,9 @@ def generate(
             _answer(output, texts, results, config, out)
         raise
     _answer(output, texts, results, config, out)
+    ran = dict.fromkeys(result.sparsity_report["backend"] for result in results if result.sparsity)
+    if ran and [*ran] != ["triton"]:
+        say_fallback(output, backend, lm, ran=[*ran])
 
 
 def _run(
@@ -231,6 +237,4 @@ def _summarise(output: Output, result: Generation) -> None:
     if result.sparsity:
         sites = ", ".join(f"{name} {value:.1%}" for name, value in result.sparsity.items() if name != "hook_mean")
         union = ", ".join(f"{name} {value:.1%}" for name, value in result.sparsity_report["exploitable"].items())
-        backend = result.sparsity_report["backend"]
         output.say(f"measured sparsity per token: {sites}; shared by all tokens of a forward: {union}")
-        output.say(f"masks applied by the {backend} backend")

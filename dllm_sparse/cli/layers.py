@@ -8,7 +8,7 @@ import typer
 
 from dllm_sparse.cli import loss_options as loss
 from dllm_sparse.cli import options as opt
-from dllm_sparse.cli.opening import open_model
+from dllm_sparse.cli.opening import open_model, say_fallback
 from dllm_sparse.cli.output import Output
 from dllm_sparse.cli.sweep_options import percent, plain_table
 
@@ -61,6 +61,7 @@ def layers(
     output = Output(as_json=as_json, quiet=quiet)
     texts = texts_of(text)
     lm = open_model(output, model, device, dtype, revision, engine)
+    say_fallback(output, "auto", lm)
     report = layer_report(
         lm,
         texts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dllm_sparse.cli.output import Output
@@ -9,6 +10,7 @@ from dllm_sparse.cli.output import Output
 if TYPE_CHECKING:
     from dllm_sparse.models.language_model import LanguageModel
     from dllm_sparse.models.loading import EngineChoice
+    from dllm_sparse.sparsity.config import Backend
 
 
 def open_model(
@@ -28,6 +30,16 @@ def open_model(
         for sentence in lm.transformer.found.sentences:
             output.say(f"through transformers: {sentence}")
     return lm
+
+
+def say_fallback(output: Output, backend: Backend, *models: LanguageModel, ran: Sequence[str] = ()) -> None:
+    """Says, once a command, what `auto` falls back to for these models, and what `ran` where that is known by now."""
+    from dllm_sparse.sparsity.backends import fallback
+
+    here = f"; here: {', '.join(ran)}" if ran else ""
+    for sentence in dict.fromkeys(fallback(backend, lm) for lm in models):
+        if sentence is not None:
+            output.say(f"backend auto falls back to {sentence}{here}")
 
 
 def has_chat_template(lm: LanguageModel) -> bool:

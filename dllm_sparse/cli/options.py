@@ -131,6 +131,7 @@ ChatOpt = Annotated[
     bool | None, typer.Option("--chat/--no-chat", help="Chat template; default: when the tokenizer has one.")
 ]
 BatchSizeOpt = Annotated[int, typer.Option(min=1, help="Prompts decoded together.", rich_help_panel=_DECODING)]
+PromptOpt = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")]
 PromptsOpt = Annotated[
     Path | None, typer.Option("--prompts", help="File with prompts: .txt one a line, or .jsonl with a `prompt` field.")
 ]

@@ -9,20 +9,21 @@ from pathlib import Path
 
 from dllm_sparse.types import PromptFileError, UsageError
 
+DEFAULT_PROMPT = "Once upon a time"
+"""What is continued where nothing was asked: a base model goes on with it, and a chat model answers it, too."""
 
-def gather_prompts(given: Sequence[str], file: Path | None) -> list[str]:
-    """All prompts of a call, in order. Without --prompt and --prompts, stdin is read as one prompt.
 
-    Raises UsageError when there is none, PromptFileError for the first bad line of a file.
+def gather_prompts(given: Sequence[str], file: Path | None, *, piped: bool = False) -> list[str]:
+    """All prompts of a call, in order; `piped`: without --prompt and --prompts, stdin is read as one. May be empty.
+
+    Raises UsageError for a prompt that is no text, PromptFileError for the first bad line of a file.
     """
     prompts = list(given)
     if file is not None:
         prompts += read_prompts(file)
-    if not prompts and not sys.stdin.isatty():
+    if piped and not prompts and not sys.stdin.isatty():
         text = sys.stdin.read().rstrip("\n")
         prompts = [text] if text else []
-    if not prompts:
-        raise UsageError('no prompt; give --prompt "Once upon a time", --prompts FILE or text on stdin')
     for number, prompt in enumerate(prompts, start=1):
         if not _encodable(prompt):
             raise UsageError(f"prompt {number} is not valid UTF-8: {prompt[:60]!r}")

@@ -17,7 +17,7 @@ from dllm_sparse.kernels.storage import by_input, by_output
 from dllm_sparse.kernels.streaming import Scratch, can_stream, stream_matmul
 from dllm_sparse.models.feed_forward import FeedForward, Tap
 from dllm_sparse.models.language_model import LanguageModel
-from dllm_sparse.sparsity.config import SparsityConfig
+from dllm_sparse.sparsity.config import Backend, SparsityConfig
 from dllm_sparse.types import BackendUnavailable
 
 
@@ -129,3 +129,20 @@ def sparse_ffn(config: SparsityConfig, lm: LanguageModel) -> MaskedFFN:
     if resolved == "cpu":
         return CpuFFN(always=backend == "cpu", gate_first=config.sites == "gate")
     return MaskedFFN()
+
+
+def fallback(backend: Backend, lm: LanguageModel) -> str | None:
+    """What `auto` falls back to and why, in a sentence; None for a backend that was named, which runs or raises.
+
+    It speaks of forwards outside captured steps: those may skip on a GPU, which only their observer knows afterwards.
+    """
+    if backend != "auto":
+        return None
+    if lm.engine != "native":
+        return f"reference, because {lm.name} runs in transformers: masked values are multiplied densely"
+    if lm.device.type == "cuda":
+        return "reference, because triton is chosen for captured steps alone: masked values are multiplied densely"
+    if resolve_backend(backend, lm.device, lm.dtype) == "cpu":
+        most = f"forwards of up to {CPU_MOST_TOKENS} tokens skip zeros where that pays"
+        return f"cpu, because triton needs a CUDA GPU: {most}, others multiply them densely (reference)"
+    return "reference, because triton needs a CUDA GPU: masked values are multiplied densely"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from dllm_sparse.types import UsageError
 from tests.cli.conftest import Cli
 
 SMALL = ("--prompt-length", 4, "--gen-length", 8, "--block-length", 4, "--repeats", 1)
@@ -32,6 +34,30 @@ def test_json_and_files(cli: Cli, toy: Path, tmp_path: Path) -> None:
     assert len(lines) == 3
     assert lines[0].count(",") == lines[1].count(",")
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_a_subcommand_the_engine_is_measured(cli: Cli, toy_ar: Path) -> None:
+    answer = cli("bench", "--model", toy_ar, *SMALL, "--json")
+    assert answer.code == 0, answer.stderr
+    assert answer.json["schema"] == "dllm-sparse/bench-engine@1"
+    listed = cli("bench", "--help")
+    assert listed.code == 0
+    assert all(name in listed.stdout for name in ("engine", "sparse", "kernels", "tune"))
+    unknown = cli("bench", "speed")
+    assert unknown.code == 2
+    assert "No such command 'speed'" in unknown.stderr
+
+
+def test_bench_alone_runs_the_engine_on_a_bundled_model(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_measured(*options: Any) -> None:
+        asked.extend(options[1:3])
+        raise UsageError("far enough")
+
+    monkeypatch.setattr("dllm_sparse.cli.bench.load_measured", load_measured)
+    assert cli("bench").code == 2
+    assert asked == [None, None]
 
 
 def test_the_answer_says_how_tokens_are_counted(cli: Cli, toy_ar: Path) -> None:

@@ -27,6 +27,7 @@ def test_one_model_prints_a_table_and_writes_files(
     assert answer.code == 0, answer.stderr
     assert "critical (element)" in answer.stdout
     assert "choice all_inputs p=0.9" in answer.stderr
+    assert answer.stderr.count("backend auto falls back to cpu") == 1
     for name in ("critical-sparsity.json", "critical-sparsity.csv", "points.csv", "curves.png", "run.json"):
         assert (tmp_path / name).stat().st_size > 0
         assert str(tmp_path / name) in answer.stdout
@@ -63,6 +64,7 @@ def test_compare_ends_with_a_verdict(
     answer = cli("compare", *models, "--tasks", task, *COMMON, "--as-published", "--out", tmp_path)
     assert answer.code == 0, answer.stderr
     assert "all_inputs: Not " in answer.stdout
+    assert answer.stderr.count("backend auto falls back to cpu") == 1  # for two models
     assert "gate input dense" in answer.stdout
     value = json.loads((tmp_path / "compare.json").read_text())
     assert set(value["results"]) == {"llada", "llama"}

@@ -27,6 +27,22 @@ def test_json_is_one_object_that_knows_its_options(cli, tmp_path):
     assert answer.json["config"]["snapshot_every"] == 2
 
 
+def test_prompts_come_from_options_and_files_together(cli, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("The fox\nnever read\n")
+    prompts = ("--prompt", "One day", "--prompts", file, "--backend", "reference")
+    answer = cli("drift-report", *SMALL, *prompts, "--out", tmp_path / "report", "--json")
+    assert answer.code == 0, answer.stderr
+    assert answer.json["prompts"] == ["One day", "The fox"]
+    assert answer.json["variants"][0]["sparsity"]["backend"] == "reference"
+
+
+def test_the_fallback_of_auto_is_said_where_masks_are_applied(cli, tmp_path):
+    call = ("drift-report", *SMALL, "--batch-size", 1, "--device", "cpu", "--out", tmp_path)
+    assert cli(*call).stderr.count("backend auto falls back to cpu") == 1
+    assert "falls back" not in cli(*call, "--observe").stderr
+
+
 def test_an_autoregressive_model_gets_its_own_question(cli, tmp_path):
     answer = cli("drift-report", "--model", "tiny-ar", *SMALL, "--out", tmp_path, "--json")
     assert "prompt's consensus" in answer.json["question"]

@@ -79,10 +79,6 @@ def test_usage_errors_come_before_the_model_is_looked_for(cli: Cli) -> None:
     refused(cli, 2, "generate", "--model", "no-such-model", "--prompt", "a", "--p", "7", words=("p is 7",))
 
 
-def test_without_a_prompt(cli: Cli, toy: Path) -> None:
-    refused(cli, 2, "generate", "--model", toy, words=("no prompt", "--prompts FILE"))
-
-
 def test_a_bad_line_runs_nothing(cli: Cli, toy: Path, tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "abc"}\n{"prompt": }\n')

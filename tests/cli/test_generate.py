@@ -13,6 +13,7 @@ import torch
 
 import dllm_sparse as ds
 import dllm_sparse.generation
+from dllm_sparse.cli.prompts import DEFAULT_PROMPT
 from tests.cli.conftest import Cli
 
 SHORT = ("--gen-length", "8", "--block-length", "4", "--steps", "4")
@@ -65,6 +66,18 @@ def test_prompts_from_files_and_stdin(cli: Cli, toy: Path, tmp_path: Path) -> No
         assert cli("generate", "--model", toy, "--prompts", tmp_path / name, *SHORT, "--quiet").stdout == expected
     piped = cli("generate", "--model", toy, *SHORT, "--quiet", stdin="a cat\n")
     assert piped.stdout == expected.splitlines(keepends=True)[1]
+
+
+def test_without_a_prompt_a_story_begins(cli: Cli, toy: Path, toy_chat: Path) -> None:
+    for model in (toy, toy_chat):
+        call = ("generate", "--model", model, "--p", "0.8", *SHORT)
+        answer, asked = cli(*call), cli(*call, "--prompt", DEFAULT_PROMPT)
+        assert (answer.code, answer.stdout) == (0, asked.stdout)
+        said = f'no prompt given; continuing "{DEFAULT_PROMPT}"'
+        assert answer.stderr.splitlines().count(said) == 1
+        assert said not in asked.stderr
+        as_json = cli(*call, "--json")
+        assert (as_json.stderr, as_json.json["prompts"]) == ("", [DEFAULT_PROMPT])
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -178,5 +191,12 @@ def test_a_prompt_that_is_too_long_is_found_before_anything_is_decoded(cli: Cli,
     assert "exceeds the context" in answer.stderr
 
 
-def test_the_summary_names_the_backend(cli: Cli, toy: Path) -> None:
-    assert "reference backend" in cli("generate", "--model", toy, "--prompt", "a", "--p", "0.8", *SHORT).stderr
+def test_the_fallback_of_auto_is_said_once_and_a_named_backend_never(cli: Cli, toy: Path) -> None:
+    call = ("generate", "--model", toy, *prompt_options(), "--batch-size", "1", "--device", "cpu", *SHORT)
+    (said,) = (line for line in cli(*call, "--p", "0.8").stderr.splitlines() if "backend" in line)
+    assert "backend auto falls back to cpu, because triton needs a CUDA GPU" in said
+    assert said.endswith("; here: reference")  # these forwards are too long to skip anything
+    for named in (("--p", "0.8", "--backend", "reference"), ()):
+        answer = cli(*call, *named)
+        assert answer.code == 0
+        assert "backend" not in answer.stderr

@@ -65,6 +65,9 @@ def test_order_and_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     file = written(tmp_path, "a.txt", "three\nfour\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe\n"))
     assert gather_prompts(["one", "two"], file) == ["one", "two", "three", "four"]
-    assert gather_prompts([], None) == ["from a pipe"]
-    with pytest.raises(UsageError, match="no prompt; give --prompt"):
-        gather_prompts([], None)
+    assert gather_prompts([], None) == []
+    assert gather_prompts([], None, piped=True) == ["from a pipe"]
+    assert gather_prompts([], None, piped=True) == []
+    assert gather_prompts([""], None, piped=True) == [""]
+    with pytest.raises(UsageError, match="prompt 2 is not valid UTF-8"):
+        gather_prompts(["one", "\ud800"], None)
