@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dllm_sparse.fields import listed
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.canvas import Decoded
 from dllm_sparse.samplers.config import SamplerConfig
@@ -91,7 +92,7 @@ def generate(
     if prompts is not None:
         if attention_mask is not None:
             raise UsageError("attention_mask goes with prompt_ids; texts are padded and masked here")
-        ids, mask = encode(lm, [prompts] if isinstance(prompts, str) else prompts, chat=chat)
+        ids, mask = encode(lm, listed(prompts), chat=chat)
     else:
         assert prompt_ids is not None
         if chat:

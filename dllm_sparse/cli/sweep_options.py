@@ -88,9 +88,12 @@ def parse_grid(text: str | None) -> list[float] | None:
     if text is None:
         return None
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise UsageError(f"--grid is {text!r}; expected numbers such as 0.95,0.9,0.8") from error
+        grid = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        grid = []
+    if not grid:
+        raise UsageError(f"--grid is {text!r}; expected numbers such as 0.95,0.9,0.8")
+    return grid
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:

@@ -10,6 +10,7 @@ from dllm_sparse.analysis.curves import Average, Curve, average_curve, task_curv
 from dllm_sparse.analysis.search import Evaluated, next_p
 from dllm_sparse.evaluation.protocols import PAPER_GRID
 from dllm_sparse.evaluation.sweep import Sweep, dense, stacked
+from dllm_sparse.fields import check_fields
 from dllm_sparse.sparsity.config import IDENTITY, SparsityConfig
 from dllm_sparse.types import UsageError
 
@@ -33,6 +34,9 @@ class SweepPlan:
     average: Average = "element"
 
     def __post_init__(self) -> None:
+        check_fields(self, ranged=("retain",))
+        if self.grid is not None and not self.grid:
+            raise UsageError("the grid is empty; give values of p such as 0.95,0.9,0.8, or leave it out")
         if not 0 < self.retain <= 1:
             raise UsageError(f"retain is {self.retain}; allowed: above 0, at most 1 (for example 0.99)")
         if self.resamples < 100:

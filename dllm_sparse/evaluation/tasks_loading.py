@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dllm_sparse.evaluation.items import EvaluationTask, naming
+from dllm_sparse.fields import listed
 from dllm_sparse.types import DllmSparseError, UsageError
 
 BUNDLED_TASKS = Path(__file__).parent / "tasks"
@@ -46,7 +47,7 @@ class TaskSpec:
 
 
 def load_tasks(
-    specs: Sequence[TaskSpec | str], limit: int | None = None, *, allow_code: bool = False
+    specs: str | Sequence[TaskSpec | str], limit: int | None = None, *, allow_code: bool = False
 ) -> list[EvaluationTask]:
     """Loads the tasks and builds the requests of their first `limit` items.
 
@@ -56,7 +57,7 @@ def load_tasks(
     if not specs:
         raise UsageError("no task given; try --tasks tiny-cloze")
     manager, tasks, missing = _Manager(), [], []
-    for spec in (spec if isinstance(spec, TaskSpec) else TaskSpec.parse(spec) for spec in specs):
+    for spec in (spec if isinstance(spec, TaskSpec) else TaskSpec.parse(spec) for spec in listed(specs)):
         try:
             leaves = manager.leaves(spec)
         except TaskDataMissing as error:

@@ -17,6 +17,7 @@ from dllm_sparse.analysis.heldout import held_out, windows_of
 from dllm_sparse.analysis.pareto import affordable, pareto
 from dllm_sparse.evaluation.fingerprints import git_revision, model_fingerprint, versions
 from dllm_sparse.evaluation.texts import bundled_texts
+from dllm_sparse.fields import listed, plain_arguments
 from dllm_sparse.figures import COLOURS, figure_grid, save_figure
 from dllm_sparse.files import check_folder, write_csv, write_json, write_text
 from dllm_sparse.models.language_model import LanguageModel
@@ -45,9 +46,10 @@ class CettReport:
         return self.value
 
 
+@plain_arguments
 def cett_report(
     models: Sequence[LanguageModel],
-    texts: Sequence[str] | None = None,
+    texts: str | Sequence[str] | None = None,
     *,
     increase: float = 0.01,
     compare_rules: bool = False,
@@ -66,7 +68,7 @@ def cett_report(
     """
     started = time.perf_counter()
     check_folder(None if out is None else Path(out))
-    texts = texts or bundled_texts()
+    texts = listed(texts or bundled_texts())
     pairs = [(lm, held_out(lm, windows_of(lm, texts, windows, length), seed)) for lm in models]
     calibrations = [Calibration(lm, data) for lm, data in pairs]
     say(f"searching CETT-PPL-{100 * increase:g}% on {len(pairs)} model(s)")

@@ -17,6 +17,7 @@ from dllm_sparse.evaluation.processes import Processes
 from dllm_sparse.evaluation.published import as_published, published_settings
 from dllm_sparse.evaluation.store import PointStore
 from dllm_sparse.evaluation.sweep import Silent, Sweep, Watcher
+from dllm_sparse.fields import plain_arguments
 from dllm_sparse.report.critical import result_rows, run_facts
 from dllm_sparse.report.sweep_files import write_sweep
 from dllm_sparse.report.workload import Workload, chosen_sites, points_folder, record
@@ -62,10 +63,11 @@ class Comparison:
         return self.value
 
 
+@plain_arguments
 def compare(
     diffusion: LanguageModel | None = None,
     autoregressive: LanguageModel | None = None,
-    tasks: Sequence[str] | Workload = ("tiny-cloze",),
+    tasks: str | Sequence[str] | Workload = ("tiny-cloze",),
     sites: str | Sequence[str] = "all_inputs",
     retain: float = 0.99,
     limit: int | None = None,

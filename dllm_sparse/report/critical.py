@@ -13,6 +13,7 @@ from dllm_sparse.evaluation.critical import SiteCurves, SweepPlan, planned_point
 from dllm_sparse.evaluation.processes import Processes
 from dllm_sparse.evaluation.store import PointStore
 from dllm_sparse.evaluation.sweep import Silent, Sweep, Watcher
+from dllm_sparse.fields import plain_arguments
 from dllm_sparse.report.sweep_files import write_sweep
 from dllm_sparse.report.workload import Workload, chosen_sites, points_folder, record
 from dllm_sparse.sparsity.checks import check_masks
@@ -53,9 +54,10 @@ class CriticalReport:
         return self.value
 
 
+@plain_arguments
 def critical_sparsity(
     lm: LanguageModel,
-    tasks: Sequence[str] | Workload = ("tiny-cloze",),
+    tasks: str | Sequence[str] | Workload = ("tiny-cloze",),
     sites: str | Sequence[str] = "all_inputs",
     grid: Sequence[float] | None = None,
     retain: float = 0.99,
@@ -76,7 +78,7 @@ def critical_sparsity(
 ) -> CriticalReport:
     """Sweeps p (or searches) at each site and finds the largest sparsity that keeps `retain` of the dense score.
 
-    `tasks`: names, or a Workload loaded before (limit, scoring, sampler and protocol are then its own).
+    `tasks`: one name, several, or a Workload loaded before (limit, scoring, sampler and protocol are then its own).
     `sites`: one, several, or "all". `grid`: values of p besides the dense run; None is the paper's 26 points, `search`
     needs at most 8. `sparsity` gives rule, scope and the like (its p and sites are replaced). `limit` uses the first N
     items of each task. With `out`, points are stored there (or under `points`) as they finish, so that the same call

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dllm_sparse.analysis.prompts import DEFAULT_COUNT, bundled_prompts
+from dllm_sparse.fields import listed, plain_arguments
 from dllm_sparse.files import check_folder, write_text
 from dllm_sparse.report.drift_page import drift_page
 from dllm_sparse.report.schema import DRIFT_SCHEMA, DriftReport, ReuseValues
@@ -30,9 +31,10 @@ FILES = ("report.html", "report.json", "steps.csv", "similarity.png", "layers.pn
 """What a report's folder may hold."""
 
 
+@plain_arguments
 def drift_report(
     lm: LanguageModel,
-    prompts: Prompts | None = None,
+    prompts: str | Prompts | None = None,
     sampler: SamplerConfig | None = None,
     sparsity: SparsityConfig | None = None,
     out: str | Path | None = None,
@@ -51,7 +53,7 @@ def drift_report(
     With `apply=False` the model decodes dense and only the masks it would have got are recorded: how far the masks
     move by themselves, without what masking does to the values.
 
-    `prompts` are texts, or rows of token ids for a model without a tokenizer; None takes bundled ones. A scope
+    `prompts` are texts (or one), or rows of token ids for a model without a tokenizer; None takes bundled ones. A scope
     other than "token" is reported beside the per-token rule at the same p. `reuse=K` also measures reuse across steps:
     masks refreshed every 1, 2, 4, .. K steps, and whole FFN outputs kept. `snapshot_every=k` with `deltas` compares
     the masks of every k-th step with those `delta` steps later.
@@ -67,7 +69,7 @@ def drift_report(
     from dllm_sparse.sparsity.config import SparsityConfig
 
     started = time.perf_counter()
-    texts = bundled_prompts(DEFAULT_COUNT) if prompts is None else prompts
+    texts: Prompts = bundled_prompts(DEFAULT_COUNT) if prompts is None else listed(prompts)
     sampler, sparsity = fitted(lm, sampler or SamplerConfig()), sparsity or SparsityConfig()
     check_masks(lm, _rules(sparsity))
     if reuse and lm.config.experts:

@@ -15,6 +15,7 @@ from dllm_sparse.analysis.law_forms import PUBLISHED, Array, Form, activation_la
 from dllm_sparse.analysis.law_limits import limit_interval, open_questions
 from dllm_sparse.analysis.laws import LawFit, bootstrap_band, bootstrap_fits, fit_activation_law
 from dllm_sparse.evaluation.fingerprints import git_revision, versions
+from dllm_sparse.fields import plain_arguments
 from dllm_sparse.report.law_files import write_laws
 from dllm_sparse.report.law_points import LawPoint
 from dllm_sparse.report.law_text import law_row
@@ -46,6 +47,7 @@ class LawsReport:
         return self.value
 
 
+@plain_arguments
 def activation_laws(
     points: Sequence[LawPoint],
     form: FormChoiceName = "auto",

@@ -22,6 +22,7 @@ from dllm_sparse.analysis.layers import (
     weight_scores,
 )
 from dllm_sparse.evaluation.texts import bundled_texts
+from dllm_sparse.fields import listed, plain_arguments
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.report.layer_files import write_layers
 from dllm_sparse.report.stored_probe import StoredProbe, probe_of
@@ -47,9 +48,10 @@ class LayerReport:
         return self.value
 
 
+@plain_arguments
 def layer_report(
     lm: LanguageModel,
-    texts: Sequence[str] | None = None,
+    texts: str | Sequence[str] | None = None,
     *,
     sites: Sites = "all_inputs",
     retain: float = 0.99,
@@ -73,10 +75,11 @@ def layer_report(
     if not 0 < retain < 1:
         raise UsageError(f"retain is {retain}; allowed: between 0 and 1 (for example 0.99)")
     started = time.perf_counter()
-    probe = probe_of(lm, texts or bundled_texts(), windows, length, seed, out)
+    texts = listed(texts or bundled_texts())
+    probe = probe_of(lm, texts, windows, length, seed, out)
     base = SparsityConfig(sites=sites)
     say("effective ranks")
-    many = windows_of(lm, texts or bundled_texts(), max(windows, rank_windows(lm, length)), length)
+    many = windows_of(lm, texts, max(windows, rank_windows(lm, length)), length)
     ranks = [rank.to_dict() for rank in site_ranks(lm, held_out(lm, many, seed), published=published_rank)]
     say("the uniform rule")
     uniform = loss_curve(probe, base, retain, evaluations=9)

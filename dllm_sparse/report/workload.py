@@ -14,6 +14,7 @@ from dllm_sparse.evaluation.options import ScoringOptions
 from dllm_sparse.evaluation.protocols import Protocol, ProtocolTask, protocol
 from dllm_sparse.evaluation.sweep import Sweep, TaskSettings
 from dllm_sparse.evaluation.tasks_loading import TaskSpec, load_tasks
+from dllm_sparse.fields import listed
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.sparsity.config import Sites, SparsityConfig
 from dllm_sparse.types import UsageError
@@ -34,7 +35,7 @@ class Workload:
     @classmethod
     def load(
         cls,
-        tasks: Sequence[str],
+        tasks: str | Sequence[str],
         *,
         limit: int | None = None,
         scoring: ScoringOptions | None = None,
@@ -45,9 +46,9 @@ class Workload:
         """Loads tasks by name, or all tasks of a published protocol; `tasks` then selects among them."""
         if limit is not None and limit < 1:
             raise UsageError(f"limit is {limit}; it must be at least 1")
-        scoring = scoring or ScoringOptions()
+        scoring, tasks = scoring or ScoringOptions(), listed(tasks)
         if published is None:
-            loaded = load_tasks(list(tasks), limit, allow_code=allow_code)
+            loaded = load_tasks(tasks, limit, allow_code=allow_code)
             return cls(loaded, {task.name: TaskSettings(scoring, sampler) for task in loaded}, limit)
         chosen = protocol(published)
         entries = chosen.selected(tasks)
@@ -57,7 +58,7 @@ class Workload:
         return cls(loaded, settings, limit, chosen)
 
     @classmethod
-    def of(cls, tasks: Sequence[str] | Workload, **options: Any) -> Workload:
+    def of(cls, tasks: str | Sequence[str] | Workload, **options: Any) -> Workload:
         """The workload itself, or one loaded by `load`."""
         return tasks if isinstance(tasks, Workload) else cls.load(tasks, **options)
 
@@ -91,7 +92,7 @@ def protocol_settings(entry: ProtocolTask, scoring: ScoringOptions) -> TaskSetti
 
 def chosen_sites(sites: str | Sequence[str]) -> list[Sites]:
     """One site, several, or `all` for the paper's five; order kept, each once."""
-    asked = [sites] if isinstance(sites, str) else list(sites)
+    asked = list(listed(sites))
     if asked == ["all"]:
         return list(PAPER_SITES)
     for site in asked:

@@ -23,6 +23,8 @@ _SAMPLING_OPTIONS: Mapping[str, Any] = {"top_p": None, "top_k": None}
 _EDITING_OPTIONS: Mapping[str, Any] = {"max_post_steps": 16}
 _BLOCK_CAUSAL_OPTIONS: Mapping[str, Any] = {"minimal_topk": 1, "editing_threshold": None, **_EDITING_OPTIONS}
 _DEFAULT_BLOCK = 32
+_RANGED = ("temperature", "cfg_scale", "alg_temp")
+_PROBABILITIES = ("threshold", "editing_threshold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +88,22 @@ class SamplerConfig:
     max_post_steps: int = 16
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, ranged=(*_RANGED, *_PROBABILITIES, "top_p", "factor"))
         for name in ("gen_length", "block_length", "top_k", "minimal_topk", "max_post_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
-        for name in ("temperature", "cfg_scale", "alg_temp"):
+        for name in _RANGED:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise UsageError(f"{name} is {value}; it must be a number of at least 0 (for example 0.0)")
-        for name in ("threshold", "editing_threshold"):
+        for name in _PROBABILITIES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; allowed: 0 to 1 (for example 0.9)")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"top_p is {self.top_p}; allowed: above 0, at most 1 (for example 0.95)")
-        if self.factor is not None and self.factor <= 0:
+        if self.factor is not None and not 0 < self.factor < math.inf:
             raise UsageError(f"factor is {self.factor}; it must be above 0 (for example 1.0)")
         if self.threshold is not None and self.factor is not None:
             raise UsageError("threshold and factor are two rules for the same choice; give one of them")

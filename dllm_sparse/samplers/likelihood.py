@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dllm_sparse.fields import plain_arguments
 from dllm_sparse.models.finite import locating, not_finite_logits
 from dllm_sparse.models.language_model import LanguageModel, token_classes
 from dllm_sparse.samplers.confidence import guide
@@ -18,6 +19,7 @@ from dllm_sparse.samplers.uniform_likelihood import canvases, check_guidance, de
 from dllm_sparse.types import Step, StepContext, UsageError
 
 
+@plain_arguments
 @torch.inference_mode()
 def log_likelihood(
     lm: LanguageModel,

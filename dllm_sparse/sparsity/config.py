@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
@@ -62,7 +63,7 @@ class SparsityConfig:
     layer_p: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, ranged=("p",))
         for name in ("group_size", "refresh_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -134,7 +135,7 @@ class SparsityConfig:
 
     def _check_p(self, p: float, name: str = "p") -> None:
         if self.rule == "threshold":
-            if not p >= 0:
+            if not 0 <= p < math.inf:
                 raise UsageError(f"{name} is {p}; rule 'threshold' takes a magnitude of at least 0 (for example 0.05)")
         else:
             check_fraction(name, p)

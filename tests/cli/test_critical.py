@@ -76,6 +76,7 @@ def test_compare_ends_with_a_verdict(
     [
         (("--tasks", "no/such.yaml"), "no task file"),
         (("--grid", "a,b"), "--grid is"),
+        (("--grid", ""), "--grid is ''; expected numbers such as 0.95,0.9,0.8"),
         (("--grid", "1.5"), "p is 1.5"),
         (("--mc-num", "0"), "mc_num 0"),
         (("--protocol", "paper"), "unknown protocol"),

@@ -54,6 +54,8 @@ def refused(cli: Cli, code: int, *arguments: object, words: tuple[str, ...]) -> 
     ("options", "words"),
     [
         (("--p", "1.5"), ("p is 1.5", "0 to 1", "0.8")),
+        (("--p", "nan"), ("p is nan", "0 to 1", "0.8")),
+        (("--threshold", "nan"), ("threshold is nan", "0 to 1", "0.9")),
         (("--p", "-1", "--rule", "threshold"), ("magnitude of at least 0",)),
         (("--gen-length", "30"), ("block_length 32 does not divide gen_length 30", "try block_length 30")),
         (("--gen-length", "30", "--block-length", "7"), ("allowed: divisors of 30", "try block_length 6")),

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dllm_sparse as ds
@@ -164,6 +165,7 @@ def test_compare_pairs_models_and_says_what_it_found(
         ({"sites": "everything"}, "site 'everything' is unknown"),
         ({"retain": 1.5}, "retain is 1.5"),
         ({"limit": 0}, "limit is 0"),
+        ({"grid": []}, "the grid is empty; give values of p"),
         ({"resamples": 10}, "at least 100"),
         ({"grid": None, "sparsity": ds.SparsityConfig(rule="top_k")}, "no published grid"),
         ({"protocol": "paper"}, "unknown protocol"),
@@ -179,3 +181,17 @@ def test_compare_needs_two_different_models(ar: ds.LanguageModel) -> None:
         ds.compare(autoregressive=ar)
     with pytest.raises(UsageError, match="given twice"):
         ds.compare(models=[ar, ar])
+
+
+def test_a_name_alone_is_one_task_and_numpys_numbers_are_numbers(
+    diffusion: ds.LanguageModel, ar: ds.LanguageModel, task_folder: Path, tmp_path: Path
+) -> None:
+    task = str(task_folder / "choice.yaml")
+    options: dict[str, Any] = {"grid": np.array([0.9]), "limit": np.int64(2), "resamples": np.int64(100)}
+    found = ds.critical_sparsity(ar, task, out=tmp_path, retain=np.float32(0.5), **options)  # type: ignore[arg-type]
+    value = json.loads((tmp_path / "critical-sparsity.json").read_text())
+    assert value["config"]["limit"] == 2
+    assert list(value["config"]["tasks"]) == ["choice"]
+    assert found.value["config"]["plan"]["grid"] == (0.9,)
+    with pytest.raises(UsageError, match=r"no task file none\.yaml"):
+        ds.compare(diffusion, ar, "none.yaml")

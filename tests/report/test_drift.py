@@ -2,6 +2,7 @@ import csv
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import dllm_sparse as ds
@@ -155,3 +156,20 @@ def test_every_site_makes_a_report(llada, tmp_path, sites):
     found = ds.drift_report(llada, PROMPTS[:2], sampler, ds.SparsityConfig(p=0.5, sites=sites), tmp_path, apply=False)
     assert {curve["site"] for curve in found["variants"][0]["curves"]} == {sites}
     assert "only observed" in found["summary"][0]
+
+
+def test_a_text_alone_is_one_prompt_and_numpys_numbers_are_numbers(toy, tmp_path):
+    """A report is JSON: what came from numpy must have become Python's own by then."""
+    lm = ds.load(str(toy), device="cpu")
+    sampler = ds.SamplerConfig(gen_length=np.int64(4), block_length=np.int64(4), temperature=np.float32(0.5))
+    rule = ds.SparsityConfig(p=np.float32(0.75), group_size=np.int8(3))
+    options = {
+        "batch_size": np.int64(2),
+        "reuse": np.int64(0),
+        "snapshot_every": np.int16(2),
+        "deltas": np.arange(2, 4),
+    }
+    report = ds.drift_report(lm, "abc", sampler, rule, tmp_path, **options)
+    assert report["prompts"] == ["abc"]
+    assert json.loads((tmp_path / "report.json").read_text())["config"]["deltas"] == [2, 3]
+    assert json.loads(json.dumps(rule.to_dict()))["p"] == 0.75

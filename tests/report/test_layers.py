@@ -129,3 +129,9 @@ def test_bad_text_files(cli: Cli, toy: Path, tmp_path: Path, content: str, words
         answer = cli(command, "--model", toy, "--text", path)
         assert answer.code == 2
         assert words in answer.stderr
+
+
+def test_a_text_alone_is_one(toy: Path) -> None:
+    lm, options = ds.load(str(toy), device="cpu"), {"windows": 2, "length": 8}
+    alone, held = (ds.cett_report([lm], texts, **options).value["models"] for texts in (LETTERS, [LETTERS]))  # type: ignore[arg-type]
+    assert alone == held

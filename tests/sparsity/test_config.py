@@ -20,7 +20,8 @@ from dllm_sparse.types import UsageError
     [
         ({"p": 1.5}, "p is 1.5; allowed: 0 to 1"),
         ({"p": -0.1}, "p is -0.1; allowed: 0 to 1"),
-        ({"p": float("nan")}, "p is nan"),
+        ({"p": float("nan")}, "p is nan; allowed: 0 to 1"),
+        ({"p": float("inf"), "rule": "threshold"}, "p is inf; rule 'threshold' takes a magnitude of at least 0"),
         ({"p": 80, "rule": "top_k"}, "p is 80"),
         ({"p": -1.0, "rule": "threshold"}, "magnitude of at least 0"),
         ({"rule": "topp"}, "rule is 'topp'; allowed: top_p, top_k, max_p, threshold"),
