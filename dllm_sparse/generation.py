@@ -160,8 +160,7 @@ def _given_ids(
     ids = torch.as_tensor(prompt_ids, dtype=torch.int64)
     if ids.dim() != 2 or not ids.numel():
         raise UsageError(f"prompt_ids must be [B, P] with B and P at least 1; got shape {list(ids.shape)}")
-    if int(ids.min()) < 0 or int(ids.max()) >= lm.config.vocab_size:
-        raise UsageError(f"prompt_ids hold ids outside 0..{lm.config.vocab_size - 1}")
+    lm.check_ids("prompt_ids", ids)
     mask = None if attention_mask is None else torch.as_tensor(attention_mask, dtype=torch.int64)
     if mask is not None and mask.shape != ids.shape:
         raise UsageError(f"attention_mask is {list(mask.shape)}, prompt_ids {list(ids.shape)}")

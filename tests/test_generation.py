@@ -85,8 +85,8 @@ def test_dense_generation_inside_a_sparsify_block_is_sparse(speaking: ds.Languag
         ({"prompts": "a"}, "tiny has no tokenizer; give prompt_ids"),
         ({"prompt_ids": [1, 2]}, r"must be \[B, P\].*\[2\]"),
         ({"prompt_ids": [[]]}, r"must be \[B, P\]"),
-        ({"prompt_ids": [[40]]}, r"outside 0\.\.39"),
-        ({"prompt_ids": [[-1]]}, r"outside 0\.\.39"),
+        ({"prompt_ids": [[40]]}, "prompt_ids: there is no token 40; tiny has 0 to 39"),
+        ({"prompt_ids": [[-1]]}, "prompt_ids: there is no token -1"),
         ({"prompt_ids": [[1, 2]], "attention_mask": [[1]]}, r"attention_mask is \[1, 1\], prompt_ids \[1, 2\]"),
         ({"prompt_ids": [[1, 2]], "attention_mask": [[1, 0]]}, "left padding"),
         ({"prompt_ids": [[1, 2]], "attention_mask": [[0, 2]]}, "left padding"),
@@ -96,6 +96,16 @@ def test_refused(values: dict[str, Any], message: str) -> None:
     for kind in ("diffusion", "autoregressive"):
         with pytest.raises(UsageError, match=message):
             ds.generate(tiny_lm(kind), sampler=SAMPLER, **values)
+
+
+@pytest.mark.parametrize("options", [{"logits_eos_inf": True}, {"confidence_eos_eot_inf": True}, {}])
+@pytest.mark.parametrize("name", ["eos_token_id", "eot_token_id"])
+@pytest.mark.parametrize("token", [9999, -1])
+def test_ends_of_text_that_are_no_tokens_are_refused(options: dict[str, Any], name: str, token: int) -> None:
+    sampler = ds.SamplerConfig(gen_length=4, block_length=4, **{name: token}, **options)
+    for kind in ("diffusion", "autoregressive"):
+        with pytest.raises(UsageError, match=rf"{name}: there is no token {token}; tiny has 0 to 39"):
+            ds.generate(tiny_lm(kind), prompt_ids=[[1, 2]], sampler=sampler)
 
 
 def test_prompts_that_are_empty(toy: Path) -> None:

@@ -35,7 +35,7 @@ def jaccard(mask_a: Tensor, mask_b: Tensor, average: Average = "micro") -> float
     if average == "micro":
         total = int(union.sum())
         return int(intersection.sum()) / total if total else float("nan")
-    return float((intersection / union)[union > 0].double().mean())
+    return float((intersection.double() / union)[union > 0].mean())
 
 
 def count_kept(mask: Tensor) -> Tensor:

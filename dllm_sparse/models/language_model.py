@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.transformer import Transformer
-from dllm_sparse.types import CheckpointError, Kind, Step, StepContext, TokenClass
+from dllm_sparse.types import CheckpointError, Kind, Step, StepContext, TokenClass, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,6 +64,12 @@ class LanguageModel:
             )
         return ids
 
+    def check_ids(self, name: str, ids: Tensor) -> None:
+        """Raises UsageError for ids [...] int64 that are none of the vocabulary: looking those up ends in a crash."""
+        for one in (int(ids.min()), int(ids.max())) if ids.numel() else ():
+            if not 0 <= one < self.config.vocab_size:
+                raise UsageError(f"{name}: there is no token {one}; {self.name} has 0 to {self.config.vocab_size - 1}")
+
     def chat_text(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
         """A conversation as the tokenizer's chat template writes it. Raises CheckpointError for a broken template."""
         assert self.tokenizer is not None
@@ -98,8 +104,9 @@ class LanguageModel:
     def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Raw logits [B, L, V] in the model's dtype, no shift, for ids [B, L] int64 and an optional 0/1 mask [B, L].
 
-        In fp32 where `config.float32_logits`.
+        In fp32 where `config.float32_logits`. Raises UsageError for ids outside the vocabulary.
         """
+        self.check_ids("ids", ids)
         ids = ids.to(self.device)
         mask = None if attention_mask is None else attention_mask.to(self.device)
         context = StepContext(Step(0, 1), token_classes(ids, mask, self.mask_token_id))

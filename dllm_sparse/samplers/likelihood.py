@@ -38,10 +38,13 @@ def log_likelihood(
     it, which are known, as in training (block diffusion, arXiv 2503.09573); the last block ends with the target.
     Uniform noise: the same with random tokens in the place of masks (`uniform_likelihood`), no exact case.
     Autoregressive: exact, one forward; mc_num, batch_size, cfg_scale and seed are not used.
-    Raises UsageError when mc_num is not a multiple of batch_size or the text does not fit the context,
+    Raises UsageError when mc_num is not a multiple of batch_size the text does not fit the context or
+    holds tokens the model has not,
     NonFiniteActivations for NaN or Inf.
     """
     prompt, target = _row(prompt_ids, lm), _row(target_ids, lm)
+    for name, ids in (("prompt_ids", prompt), ("target_ids", target)):
+        lm.check_ids(name, ids)
     if not len(target):
         return 0.0
     if len(prompt) + len(target) > lm.config.max_positions:

@@ -49,6 +49,9 @@ def _loop_of(lm: LanguageModel) -> Loop:
 
 def fitted(lm: LanguageModel, config: SamplerConfig) -> SamplerConfig:
     """The options with what the model itself decides filled in; raises UsageError for those it cannot follow."""
+    for name in ("eos_token_id", "eot_token_id"):
+        if (token := getattr(config, name)) is not None:
+            lm.check_ids(name, torch.tensor(token))
     if lm.noise == "uniform":
         return uniform_noise.fitted(lm, config)
     return config if lm.kind == "autoregressive" else config.fitted(lm.config)

@@ -7,7 +7,7 @@ sums. On a GPU it is bisected by one program a row (`kernels/`).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -30,9 +30,14 @@ def top_p_mask(v: Tensor, p: float, ties: Ties = "keep", *, check: bool = True) 
     p=1 keeps every nonzero entry, p=0 the largest; an all-zero row keeps nothing. With `check=False` and p below 1
     nothing waits for the device: what is not finite is then kept, so that it goes on to where it is noticed.
 
-    Raises UsageError for p outside [0, 1] and NonFiniteActivations for NaN or Inf. Source: arXiv 2509.00454, eq. (1).
+    Raises UsageError for p outside [0, 1], other `ties` or a value without an axis, NonFiniteActivations for NaN or
+    Inf. Source: arXiv 2509.00454, eq. (1).
     """
     check_fraction("p", p)
+    if ties not in get_args(Ties):
+        raise UsageError(f"ties is {ties!r}; allowed: {', '.join(get_args(Ties))}")
+    if not v.dim():
+        raise UsageError("a single number has no mask; give values [..., n] along an axis")
     if p < 1.0 and ties == "keep" and can_mask(v):
         keep, bad = mass_mask(v.detach(), p)
         if not check:

@@ -93,3 +93,9 @@ def test_consensus_keeps_the_most_frequent_channels():
 def test_independent_union_is_the_product_rule():
     assert independent_union(0.5, 2) == 0.75
     assert np.isclose(independent_union(0.367, 4), 0.839, atol=1e-3)
+
+
+def test_tokens_own_values_are_divided_in_fp64():
+    keep, other = bits(["100", "110"]), bits(["111", "111"])
+    assert jaccard(keep, other, "token_mean") == (1 / 3 + 2 / 3) / 2
+    assert jaccard(bits(["100"]), bits(["111"]), "token_mean") == 1 / 3

@@ -106,3 +106,17 @@ def test_a_shifted_model_scores_one_token_exactly_and_the_first_by_itself() -> N
     assert ds.log_likelihood(lm, PROMPT, TARGET[:1], mc_num=2, batch_size=2) == pytest.approx(expected, rel=1e-5)
     alone = float(lm.logits(canvas[-1:][None])[0, 0].log_softmax(-1)[TARGET[0]])
     assert ds.log_likelihood(lm, [], TARGET[:1], mc_num=2, batch_size=2) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])
+def test_tokens_the_model_has_not_are_refused(kind: str) -> None:
+    lm, options = tiny_lm(kind), {"mc_num": 2, "batch_size": 2}
+    for prompt, target, words in (
+        ([40], [5], "prompt_ids: there is no token 40; tiny has 0 to 39"),
+        ([5], [6, 99999], "target_ids: there is no token 99999"),
+        ([5], [-1], "target_ids: there is no token -1"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            ds.log_likelihood(lm, prompt, target, **options)
+    with pytest.raises(UsageError, match="ids: there is no token 40"):
+        lm.logits(torch.tensor([[3, 40]]))

@@ -234,3 +234,12 @@ def test_a_fraction_outside_0_to_1_is_refused_with_an_example(p: float) -> None:
 def test_a_negative_threshold_is_refused(threshold: float) -> None:
     with pytest.raises(UsageError, match="at least 0"):
         threshold_mask(torch.ones(4), threshold)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0])
+def test_other_ties_and_values_without_an_axis_are_refused(p: float) -> None:
+    with pytest.raises(UsageError, match=r"^ties is 'foo'; allowed: keep, trim$"):
+        ds.top_p_mask(torch.ones(3), p, ties="foo")  # type: ignore[arg-type]
+    for ties in ("keep", "trim"):
+        with pytest.raises(UsageError, match="a single number has no mask"):
+            ds.top_p_mask(torch.tensor(1.0), p, ties=ties)  # type: ignore[arg-type]
