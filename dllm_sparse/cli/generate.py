@@ -182,7 +182,7 @@ def _check(output: Output, lm: LanguageModel, batches: list[list[str]], sampler:
     from dllm_sparse.samplers.loops import check_context
 
     for batch in batches:
-        check_context(lm, encode(lm, batch, chat=chat)[0].shape[1], sampler.gen_length)
+        check_context(lm, encode(lm, batch, chat=chat)[0].shape[1], sampler)
     if lm.kind == "autoregressive":
         given, plain = sampler.to_dict(), Defaults().to_dict()
         used = {"gen_length", "temperature", "execution", "seed", "stop_at_eos", "eos_token_id"}

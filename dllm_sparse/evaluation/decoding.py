@@ -54,7 +54,9 @@ class Text(NamedTuple):
         prompt = encoder.encode(context) or ([] if encoder.prefix is None else [encoder.prefix])
         room = encoder.max_length - sampler.gen_length
         if room < 1 or not prompt:
-            raise UsageError(f"gen_length {sampler.gen_length} leaves no room in a context of {encoder.max_length}")
+            raise UsageError(
+                f"gen_length {sampler.gen_length} leaves no room in a context of {encoder.max_length}; allowed: less"
+            )
         return cls(tuple(prompt[-room:]), sampler, (until,) if isinstance(until, str) else tuple(until))
 
 

@@ -22,7 +22,7 @@ def checkpoint_folder(name: str, revision: str | None = None) -> Path:
         raise UsageError(f"revision {revision!r} was given, but {name} is a folder here; revisions belong to the hub")
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            raise ModelNotFound(f"folder {folder} has no config.json; give a folder with config.json and *.safetensors")
+            raise ModelNotFound(_empty(folder))
         return folder
     repository = ALIASES[name].repository if name in ALIASES else name
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
@@ -64,6 +64,27 @@ def _failed(name: str, repository: str, revision: str | None, reason: str) -> st
 
 def _unknown(name: str) -> str:
     return f"unknown model {name!r}: not bundled, not an alias, not a folder, not a hub id. {_hint(name)}"
+
+
+def _empty(folder: Path) -> str:
+    found = _checkpoints_near(folder)
+    nearest = f" Folders near it that have one: {', '.join(map(str, found))}." if found else ""
+    return f"folder {folder} has no config.json (tried {folder / 'config.json'}).{nearest} {_hint(folder.name)}"
+
+
+def _checkpoints_near(folder: Path) -> list[Path]:
+    """At most three folders with a config.json: inside this one, else beside it, the most alike names first."""
+    for root, patterns in (
+        (folder, ("*/config.json", "*/*/config.json")),
+        (folder.resolve().parent, ("*/config.json",)),
+    ):
+        try:
+            names = [str(file.parent.relative_to(root)) for pattern in patterns for file in root.glob(pattern)]
+        except OSError:  # what cannot be listed is no help
+            continue
+        if names:
+            return [root / name for name in difflib.get_close_matches(folder.name, names, n=3, cutoff=0.0)]
+    return []
 
 
 def _hint(name: str) -> str:

@@ -47,10 +47,9 @@ def log_likelihood(
         lm.check_ids(name, ids)
     if not len(target):
         return 0.0
-    if len(prompt) + len(target) > lm.config.max_positions:
-        raise UsageError(
-            f"prompt and target have {len(prompt) + len(target)} tokens, the context {lm.config.max_positions}"
-        )
+    length, limit = len(prompt) + len(target), lm.config.max_positions
+    if length > limit:
+        raise UsageError(f"prompt and target have {length} tokens, the context {limit}; leave out {length - limit}")
     if lm.kind == "autoregressive":
         return _autoregressive(lm, prompt, target)
     if mc_num < 1 or batch_size < 1 or mc_num % batch_size:

@@ -34,7 +34,7 @@ def decode(
     logits.
     """
     config = fitted(lm, config)
-    check_context(lm, prompt.shape[1], config.gen_length)
+    check_context(lm, prompt.shape[1], config)
     mask = None if attention_mask is None else attention_mask.to(lm.device)
     return _loop_of(lm)(lm, prompt.to(lm.device), mask, config, observers)
 
@@ -57,15 +57,37 @@ def fitted(lm: LanguageModel, config: SamplerConfig) -> SamplerConfig:
     return config if lm.kind == "autoregressive" else config.fitted(lm.config)
 
 
-def check_context(lm: LanguageModel, prompt_length: int, gen_length: int) -> None:
-    """Raises UsageError when prompt and generation do not fit the model's context."""
+def check_context(lm: LanguageModel, prompt_length: int, config: SamplerConfig) -> None:
+    """Raises UsageError, with a working suggestion, when prompt and generation do not fit the model's context."""
     limit = lm.config.max_positions
-    if prompt_length + gen_length > limit:
-        room = limit - prompt_length
-        advice = f"try gen_length {room} or less" if room > 0 else f"shorten the prompt below {limit} tokens"
+    if prompt_length + config.gen_length > limit:
         raise UsageError(
-            f"prompt of {prompt_length} tokens + gen_length {gen_length} exceeds the context of {limit}; {advice}"
+            f"prompt of {prompt_length} tokens + gen_length {config.gen_length} exceeds the context of {limit}; "
+            + _way_out(lm, config, prompt_length)
         )
+
+
+def _way_out(lm: LanguageModel, config: SamplerConfig, prompt_length: int) -> str:
+    """The longest generation that fits, in blocks and steps the sampler takes; else how long the prompt may be."""
+    limit, block = lm.config.max_positions, _divisor(lm, config)
+    room = limit - prompt_length
+    if 0 < room < block and lm.noise == "mask":
+        return f"try gen_length {room}, block_length {room}"
+    if room < block:
+        kept = next(length for length in (config.gen_length, block, 1) if length < limit)
+        shorter = f"shorten the prompt to {limit - kept} tokens"
+        return shorter if kept == config.gen_length else f"{shorter}, try gen_length {kept}"
+    length = room // block * block
+    blocks = 1 if config.block_length == config.gen_length else -(-length // config.block_length)
+    if lm.kind == "diffusion" and config.steps is not None and config.steps % blocks:
+        return f"try gen_length {length}, steps {config.steps // config.blocks * blocks}"
+    return f"try gen_length {length}" + (" or less" if block == 1 else "")
+
+
+def _divisor(lm: LanguageModel, config: SamplerConfig) -> int:
+    """What a length must be a multiple of: the blocks of a masked diffusion model, or a canvas."""
+    whole = config.by_timesteps and config.cache == "none"  # the canvas is one block, however long
+    return 1 if lm.kind == "autoregressive" or lm.config.block_length is not None or whole else config.block_length
 
 
 def draws(lm: LanguageModel, config: SamplerConfig) -> bool:

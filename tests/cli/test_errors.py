@@ -60,7 +60,7 @@ def refused(cli: Cli, code: int, *arguments: object, words: tuple[str, ...]) -> 
         (("--gen-length", "30"), ("block_length 32 does not divide gen_length 30", "try block_length 30")),
         (("--gen-length", "30", "--block-length", "7"), ("allowed: divisors of 30", "try block_length 6")),
         (("--steps", "5"), ("steps 5", "4 blocks", "try steps 4")),
-        (("--gen-length", "320"), ("prompt of 3 tokens", "context of 256", "try gen_length 253")),
+        (("--gen-length", "320"), ("prompt of 3 tokens", "context of 256", "try gen_length 224")),
         (("--gen-length", "0"), ("gen_length is 0",)),
         (("--threshold", "2"), ("threshold is 2.0",)),
         (("--threshold", "0.5", "--factor", "1"), ("give one of them",)),

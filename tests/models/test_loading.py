@@ -35,10 +35,28 @@ def test_names_nobody_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ModelNotFound, match=r"unknown model 'llada-8bb'.*Nearest names: .*llada-8b\b.*--model FOLDER"):
         ds.load("llada-8bb")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelNotFound, match=r"folder .*empty has no config.json; give a folder with"):
+    with pytest.raises(ModelNotFound, match=r"^folder empty has no config.json \(tried empty/config.json\)\. .*FOLDER"):
         ds.load("empty")
     with pytest.raises(ModelNotFound, match=r"unknown model '\./nothing/here'"):
         ds.load("./nothing/here")
+
+
+def test_a_folder_without_config_names_those_near_it_that_have_one(tmp_path: Path) -> None:
+    empty = tmp_path / "llada-8b"
+    beside = [tmp_path / name for name in ("llada-8b-base", "something", "notes")]
+    below = [empty / "checkpoints" / "step-10", empty / "final"]
+    for folder in (empty, *beside, *below):
+        folder.mkdir(parents=True)
+    for folder in beside[:2]:
+        (folder / "config.json").touch()
+    with pytest.raises(ModelNotFound, match=rf"that have one: {beside[0]}, {beside[1]}\. Nearest names: llada-8b,"):
+        ds.load(str(empty))
+    for folder in below:
+        (folder / "config.json").touch()
+    with pytest.raises(ModelNotFound) as caught:
+        ds.load(str(empty))
+    assert all(str(folder) in str(caught.value) for folder in below)
+    assert str(beside[0] / "") not in str(caught.value)
 
 
 def test_the_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

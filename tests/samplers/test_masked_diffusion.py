@@ -199,7 +199,7 @@ def test_prompts_that_do_not_fit_are_refused_with_a_way_out() -> None:
         UsageError, match=r"prompt of 90 tokens \+ gen_length 12 exceeds the context of 96; try gen_length 6"
     ):
         run(lm, random_ids(1, 90), gen_length=12, block_length=6)
-    with pytest.raises(UsageError, match="shorten the prompt below 96"):
+    with pytest.raises(UsageError, match="shorten the prompt to 84 tokens"):
         run(lm, random_ids(1, 96), gen_length=12, block_length=6)
     with pytest.raises(UsageError, match="block_length 5 does not divide gen_length 12"):
         run(lm, random_ids(1, 4), gen_length=12, block_length=5)
