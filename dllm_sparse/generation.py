@@ -118,6 +118,8 @@ def encode(lm: LanguageModel, prompts: Sequence[str], *, chat: bool = False) -> 
         raise UsageError(f"{lm.name} has no tokenizer; give prompt_ids instead of text")
     if not prompts:
         raise UsageError("no prompt was given")
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise UsageError("prompts are texts; give rows of token ids as prompt_ids")
     rows = [_encode_one(lm, prompt, chat=chat) for prompt in prompts]
     if not all(rows):
         raise UsageError("a prompt is empty and the model has no BOS token to start from")

@@ -138,6 +138,11 @@ def test_options_of_the_other_kind_of_prompt_are_refused(toy: Path) -> None:
         ds.generate(lm, prompt_ids=[[1, 2]], chat=True, sampler=SAMPLER)
 
 
+def test_ids_among_texts_are_refused(toy: Path) -> None:
+    with pytest.raises(UsageError, match="give rows of token ids as prompt_ids"):
+        ds.generate(ds.load(str(toy), device="cpu"), [[1, 2]], sampler=SAMPLER)  # type: ignore[list-item]
+
+
 def test_chat_needs_a_template(toy: Path, toy_chat: Path) -> None:
     with pytest.raises(UsageError, match="no chat template"):
         ds.generate(ds.load(str(toy), device="cpu"), "abc", sampler=SAMPLER, chat=True)

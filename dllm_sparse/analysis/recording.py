@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dllm_sparse.analysis.recorded_batches import RecordedBatches, Recording
 from dllm_sparse.analysis.recorder import MaskRecorder
+from dllm_sparse.fields import listed
 from dllm_sparse.generation import encode, generate, left_padded
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
@@ -18,6 +19,17 @@ from dllm_sparse.types import Observers, UsageError
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
 """Texts, or rows of token ids for a model without a tokenizer."""
+
+
+def checked(prompts: str | Prompts) -> Prompts:
+    """The prompts, a text alone being one of them; raises UsageError unless all are texts, or all rows of ids."""
+    rows: Prompts = listed(prompts)
+    kinds: set[type] = {type(row) for row in rows}
+    if str in kinds and len(kinds) > 1:
+        raise UsageError("prompts are either texts or rows of token ids, not both")
+    if int in kinds:
+        raise UsageError("prompts are texts or rows of token ids; give a single row as [[..]]")
+    return rows
 
 
 def record(
@@ -67,7 +79,7 @@ def record(
 def batches(
     lm: LanguageModel, prompts: Prompts, batch_size: int, *, chat: bool = False
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """(ids [B, P], mask [B, P] or None) of every `batch_size` prompts, in order. Raises UsageError for no prompt."""
+    """(ids [B, P], mask [B, P] or None) of every `batch_size` `checked` prompts. Raises UsageError for no prompt."""
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
     if not len(prompts):
@@ -75,6 +87,4 @@ def batches(
     for start in range(0, len(prompts), batch_size):
         rows = prompts[start : start + batch_size]
         texts = [row for row in rows if isinstance(row, str)]
-        if texts and len(texts) < len(rows):
-            raise UsageError("prompts are either texts or rows of token ids, not both")
         yield encode(lm, texts, chat=chat) if texts else left_padded(lm, [[int(id) for id in row] for row in rows])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dllm_sparse.analysis.prompts import DEFAULT_COUNT, bundled_prompts
-from dllm_sparse.fields import listed, plain_arguments
+from dllm_sparse.fields import plain_arguments
 from dllm_sparse.files import check_folder, write_text
 from dllm_sparse.report.drift_page import drift_page
 from dllm_sparse.report.schema import DRIFT_SCHEMA, DriftReport, ReuseValues
@@ -63,13 +63,14 @@ def drift_report(
     Interrupted by Ctrl-C, it reports and writes what is complete, then raises KeyboardInterrupt.
     Raises UsageError for impossible options, NonFiniteActivations for NaN or Inf.
     """
+    from dllm_sparse.analysis.recording import checked
     from dllm_sparse.samplers.config import SamplerConfig
     from dllm_sparse.samplers.loops import fitted
     from dllm_sparse.sparsity.checks import check_masks
     from dllm_sparse.sparsity.config import SparsityConfig
 
     started = time.perf_counter()
-    texts: Prompts = bundled_prompts(DEFAULT_COUNT) if prompts is None else listed(prompts)
+    texts = checked(bundled_prompts(DEFAULT_COUNT) if prompts is None else prompts)
     sampler, sparsity = fitted(lm, sampler or SamplerConfig()), sparsity or SparsityConfig()
     check_masks(lm, _rules(sparsity))
     if reuse and lm.config.experts:

@@ -74,7 +74,7 @@ def test_command_lines_parse(document: str, line: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "line", ["generate --no-such-option 3", "no-such-command", "generate --cache triple", "bench no-such", "bench"]
+    "line", ["generate --no-such-option 3", "no-such-command", "generate --cache triple", "bench no-such"]
 )
 def test_wrong_lines_are_noticed(line: str) -> None:
     assert parse(line.split()) == 2

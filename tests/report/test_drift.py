@@ -120,7 +120,9 @@ def test_text_prompts_need_a_tokenizer(llada, hostile):
     with pytest.raises(UsageError, match="no tokenizer"):
         ds.drift_report(llada, ["hello"], ds.SamplerConfig(gen_length=4, block_length=4))
     with pytest.raises(UsageError, match="not both"):
-        ds.drift_report(hostile, ["hello", [1, 2]], ds.SamplerConfig(gen_length=4, block_length=4))
+        ds.drift_report(hostile, ["hello", "you", [1, 2]], ds.SamplerConfig(gen_length=4, block_length=4), batch_size=2)
+    with pytest.raises(UsageError, match=r"give a single row as \[\[\.\.\]\]"):
+        ds.drift_report(llada, [1, 2], ds.SamplerConfig(gen_length=4, block_length=4))
 
 
 def test_the_gain_follows_from_the_unions(report, llada):
