@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.analysis.cett import relative_error
+from dllm_sparse.analysis.exploitable import UnionCounter, shares
 from dllm_sparse.analysis.heldout import HeldOut, evaluate
 from dllm_sparse.analysis.values import SiteValues, real_tokens
 from dllm_sparse.models.feed_forward import TappedFFN
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.sparsity.config import SparsityConfig
+from dllm_sparse.sparsity.gains import FFNGain, ffn_gain
 from dllm_sparse.sparsity.sparsifier import overriding
 from dllm_sparse.types import Site, StepContext, UsageError
 
@@ -85,7 +87,10 @@ class CettPpl:
 
 @dataclass(frozen=True, slots=True)
 class CettPoint:
-    """One model at one CETT. `activation` is 1 - sparsity over all (token, neuron) pairs; losses in nats a token."""
+    """One model at one CETT. `activation` is 1 - sparsity over all (token, neuron) pairs; losses in nats a token.
+
+    `exploitable`: what the FFN gains at best where so many neighbouring tokens share a pass, by their number.
+    """
 
     cett: float
     thresholds: tuple[float, ...]
@@ -93,6 +98,7 @@ class CettPoint:
     by_layer: tuple[float, ...]
     loss: float
     dense: float
+    exploitable: dict[str, FFNGain]
 
     @property
     def activation(self) -> float:
@@ -102,7 +108,7 @@ class CettPoint:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         ratio = float(np.exp(self.loss - self.dense))
-        names = ("cett", "sparsity", "by_layer", "loss", "dense", "thresholds", "activation")
+        names = ("cett", "sparsity", "by_layer", "loss", "dense", "thresholds", "activation", "exploitable")
         return {**{name: getattr(self, name) for name in names}, "perplexity_ratio": ratio}
 
 
@@ -154,14 +160,17 @@ def cett_point(
     """Thresholds, measured sparsity and loss of one model at a given CETT."""
     calibration = calibration or Calibration(lm, data)
     thresholds = calibration.thresholds(cett)
-    point = evaluate(lm, data, cett_config(thresholds))
+    unions = UnionCounter()
+    point = evaluate(lm, data, cett_config(thresholds), (unions,))
     assert point.counts is not None
-    rows = point.counts.to_dict()["by_layer"]
+    rows, sparsity = point.counts.to_dict()["by_layer"], point.counts.summary()["intermediate"]
+    skippable = {"1": {"intermediate": sparsity}, **shares(unions.totals())}
     return CettPoint(
         cett,
         thresholds,
-        point.counts.summary()["intermediate"],
+        sparsity,
         tuple(row["sparsity"] for row in rows),
         point.loss,
         evaluate(lm, data).loss if dense is None else dense,
+        {tokens: ffn_gain(sites) for tokens, sites in skippable.items()},
     )

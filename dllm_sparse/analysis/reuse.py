@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from dllm_sparse.analysis.exploitable import ffn_speedup
 from dllm_sparse.analysis.probe import FidelityProbe, Variant
 from dllm_sparse.analysis.tallies import TAUS
 from dllm_sparse.analysis.token_reuse import TokenReuse
@@ -20,6 +19,7 @@ from dllm_sparse.generation import Generation, generate
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.sparsity.config import SparsityConfig
+from dllm_sparse.sparsity.gains import ffn_gain
 from dllm_sparse.sparsity.sparsifier import Sparsifier, overriding
 from dllm_sparse.types import Observers
 
@@ -100,7 +100,7 @@ def _row(variant: Variant, lm: LanguageModel, equal: list[int]) -> ReuseRow:
     if isinstance(override, TokenReuse):
         work = override.work()
     else:
-        work = 1 / ffn_speedup({name: override.sparsity[name] for name in override.config.site_names})
+        work = 1 - ffn_gain({name: override.sparsity[name] for name in override.config.site_names})["ffn_flops_saved"]
     return ReuseRow(
         variant=variant.name,
         refresh_every=every,

@@ -12,9 +12,9 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-from dllm_sparse.analysis.exploitable import weights_saved
 from dllm_sparse.bench.floors import Cost, Fed, Rates, floor_seconds, forward_costs, total
 from dllm_sparse.models.config import TransformerConfig
+from dllm_sparse.sparsity.gains import weights_saved
 
 Unions = Mapping[int, Mapping[str, float]]
 """Shares of the channels that no token keeps: {tokens of the forward: {site: share}}."""

@@ -10,13 +10,13 @@ from dllm_sparse.cli import loss_options as loss
 from dllm_sparse.cli import options as opt
 from dllm_sparse.cli.opening import open_model, say_fallback
 from dllm_sparse.cli.output import Output
-from dllm_sparse.cli.sweep_options import percent, plain_table
+from dllm_sparse.cli.sweep_options import EXPLOITABLE, percent, plain_table, skipped
 
 if TYPE_CHECKING:
     from dllm_sparse.report.cett import CettReport
 
 _SEARCH = "Search"
-_HEADERS = ["model", "sparsity", "activation ratio", "perplexity / dense"]
+_HEADERS = ["model", "sparsity", "exploitable", "activation ratio", "perplexity / dense"]
 
 
 def cett(
@@ -75,7 +75,7 @@ def cett(
 
 
 def _answer(output: Output, report: CettReport) -> None:
-    from dllm_sparse.report.cett import RULE_NAMES
+    from dllm_sparse.report.cett import RULE_NAMES, model_rows
 
     value = report.value
     if output.as_json:
@@ -84,10 +84,16 @@ def _answer(output: Output, report: CettReport) -> None:
     share = 100 * value["config"]["increase"]
     output.answer(f"CETT-PPL-{share:g}%: CETT {value['cett']:.4f}")
     rows = [
-        [entry["model"], percent(entry["sparsity"]), percent(entry["activation"]), f"{entry['perplexity_ratio']:.4f}"]
-        for entry in value["models"]
+        [
+            row["model"],
+            percent(row["sparsity"]),
+            skipped(row[f"exploitable_T{tokens}"] for tokens in (1, 8, 32)),
+            percent(row["activation"]),
+            f"{row['perplexity_ratio']:.4f}",
+        ]
+        for row in model_rows(value)
     ]
-    for line in plain_table(_HEADERS, rows):
+    for line in [*plain_table(_HEADERS, rows), EXPLOITABLE]:
         output.answer(line)
     for entry in value["models"]:
         for rule, sparsity in entry["affordable"].items():

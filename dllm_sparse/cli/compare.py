@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dllm_sparse.models.language_model import LanguageModel
     from dllm_sparse.report.compare import Comparison
 
-_HEADERS = ["site", "task", "model", "dense", "critical sparsity", "grid max", "beware"]
+_HEADERS = ["site", "task", "model", "dense", "critical sparsity", "grid max", "exploitable"]
 _MODEL = "Model"
 
 
@@ -144,11 +144,12 @@ def _answer(output: Output, result: Comparison, average: str) -> None:
             f"{row['dense_score']:.4g}",
             sweep.estimate(row, average, "crossing"),
             sweep.percent(row[f"{average}_grid_max"]),
-            row["flags"],
+            sweep.exploitable(row, average),
         ]
         for row in ordered
     ]
-    for line in [*sweep.plain_table(_HEADERS, rows), "", *result.verdicts, *_published_lines(result)]:
+    table = [*sweep.plain_table(_HEADERS, rows), *sweep.notes(ordered)]
+    for line in [*table, "", *result.verdicts, *_published_lines(result)]:
         output.answer(line)
     output.say(f"sparsity in % of entries ({average} average), 95 % intervals over items; {result.seconds:.0f} s")
     output.say(f"{result.computed} points computed, {result.reused} taken from the store")

@@ -14,7 +14,7 @@ from dllm_sparse.cli.output import Output
 if TYPE_CHECKING:
     from dllm_sparse.report.critical import CriticalReport
 
-_HEADERS = ["site", "task", "items", "dense", "critical (element)", "grid max", "critical (hook mean)", "beware"]
+_HEADERS = ["site", "task", "items", "dense", "critical (element)", "grid max", "exploitable", "hook mean"]
 
 
 def critical_sparsity(
@@ -128,12 +128,12 @@ def _answer(output: Output, report: CriticalReport) -> None:
             f"{row['dense_score']:.4g}",
             sweep.estimate(row, "element", "crossing"),
             sweep.percent(row["element_grid_max"]),
-            sweep.estimate(row, "hook_mean", "crossing"),
-            row["flags"],
+            sweep.exploitable(row, "element"),
+            sweep.value(row, "hook_mean", "crossing"),
         ]
         for row in report.rows()
     ]
-    for line in sweep.plain_table(_HEADERS, rows):
+    for line in [*sweep.plain_table(_HEADERS, rows), *sweep.notes(report.rows())]:
         output.answer(line)
     output.say(f"sparsity in % of entries, 95 % intervals over items; {report.seconds:.0f} s")
     output.say(f"{report.computed} points computed, {report.reused} taken from the store")

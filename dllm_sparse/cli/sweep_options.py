@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -170,13 +171,44 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def value(row: dict[str, Any], average: str, reading: str) -> str:
+    """`41.2`, with `>=` where nothing measured fell below the line."""
+    found = percent(row[f"{average}_{reading}"])
+    return f">= {found}" if found != "-" and row[f"{average}_censored"] else found
+
+
 def estimate(row: dict[str, Any], average: str, reading: str) -> str:
-    """`41.2 [38.0, 44.1]`, with `>=` where nothing measured fell below the line."""
-    if row[f"{average}_{reading}"] is None:
-        return "-"
+    """`41.2 [38.0, 44.1]`: a value with its interval."""
+    if (found := value(row, average, reading)) == "-":
+        return found
     low, high = row[f"{average}_{reading}_low"], row[f"{average}_{reading}_high"]
-    bound = ">= " if row[f"{average}_censored"] else ""
-    return f"{bound}{percent(row[f'{average}_{reading}'])} [{percent(low)}, {percent(high)}]"
+    return f"{found} [{percent(low)}, {percent(high)}]"
+
+
+def exploitable(row: dict[str, Any], average: str) -> str:
+    """`44/12/3`: at the grid maximum, where 1, 8 and 32 tokens share a pass; `-` where no forward had so many."""
+    return skipped(row[f"{average}_exploitable_T{tokens}"] for tokens in (1, 8, 32))
+
+
+def skipped(shares: Iterable[float | None]) -> str:
+    """Shares of the FFN's weights that need not be read, as whole percents."""
+    return "/".join("-" if share is None else f"{100 * share:.0f}" for share in shares)
+
+
+EXPLOITABLE = "exploitable: % of FFN weight bytes and FLOPs that 1/8/32 tokens of a pass can skip"
+"""What the column of that name holds."""
+
+
+def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines below a table: how to read it, and what to beware of, a line per task and doubt."""
+    several = len({row["model"] for row in rows}) > 1
+    doubtful: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["flags"] and row["task"] != "average":  # an average's are those of its tasks
+            place = f"{row['model']} {row['site']}" if several else row["site"]
+            doubtful.setdefault((row["task"], row["flags"]), []).append(place)
+    warned = (f"beware of {task}, {flags}: {', '.join(places)}" for (task, flags), places in doubtful.items())
+    return [f"{EXPLOITABLE} at the grid max", *warned]
 
 
 def plain_table(headers: list[str], rows: list[list[str]]) -> list[str]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dllm_sparse.analysis.curves import Average, Curve, average_curve, task_curve
+from dllm_sparse.analysis.exploitable import mean_shares
 from dllm_sparse.analysis.search import Evaluated, next_p
 from dllm_sparse.evaluation.protocols import PAPER_GRID
 from dllm_sparse.evaluation.sweep import Sweep, dense, stacked
 from dllm_sparse.fields import check_fields
 from dllm_sparse.sparsity.config import IDENTITY, SparsityConfig
+from dllm_sparse.sparsity.gains import ffn_gain
 from dllm_sparse.types import UsageError
 
 SEARCH_EVALUATIONS = 8
@@ -81,10 +83,17 @@ class SiteCurves:
         average = None
         if self.average is not None:
             average = self.average.summary(retain)
-            average["flags"] = [
-                f"{name} {flag}" for name, task in tasks.items() if task["chance"] is not None for flag in task["flags"]
-            ]
+            scored = {name: task for name, task in tasks.items() if task["chance"] is not None}
+            average["flags"] = [f"{name} {flag}" for name, task in scored.items() for flag in task["flags"]]
+            for number, point in enumerate(average["points"]):
+                point["exploitable"] = _mean([self.points[name][number]["exploitable"] for name in scored])
         return {"sparsity": self.config.to_dict(), "average": average, "tasks": tasks}
+
+
+def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Exploitable sparsity of the average of tasks: the unweighted mean, as for their scores and sparsities."""
+    means = mean_shares([{group: entry["sites"] for group, entry in one.items()} for one in found])
+    return {group: {"sites": sites, **ffn_gain(sites)} for group, sites in means.items()}
 
 
 def site_curves(sweep: Sweep, config: SparsityConfig, plan: SweepPlan) -> SiteCurves:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dllm_sparse.analysis.exploitable import UnionCounter, ffn_speedup, shares
+from dllm_sparse.analysis.exploitable import UnionCounter, shares
 from dllm_sparse.evaluation.batches import Batch, score
 from dllm_sparse.evaluation.processes import Processes
 from dllm_sparse.models.finite import locating, not_finite_logits
@@ -24,6 +24,7 @@ from dllm_sparse.samplers.config import SamplerConfig
 from dllm_sparse.samplers.loops import decode
 from dllm_sparse.sparsity.config import SparsityConfig
 from dllm_sparse.sparsity.counts import SparsityCounts
+from dllm_sparse.sparsity.gains import ffn_gain
 from dllm_sparse.sparsity.sparsifier import sparsify
 from dllm_sparse.types import Observer
 
@@ -86,9 +87,7 @@ class Measured:
         skippable.update(shares(self.unions))
         return {
             "sparsity": report["sparsity"],
-            "exploitable": {
-                group: {"sites": sites, "ffn_speedup_bound": ffn_speedup(sites)} for group, sites in skippable.items()
-            },
+            "exploitable": {group: {"sites": sites, **ffn_gain(sites)} for group, sites in skippable.items()},
             "by_layer": report["by_layer"],
             "by_token_class": report["by_token_class"],
         }

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dllm_sparse.analysis.cett_ppl import Calibration, cett_point, cett_ppl
+from dllm_sparse.analysis.exploitable import TOKENS
 from dllm_sparse.analysis.heldout import held_out, windows_of
 from dllm_sparse.analysis.pareto import affordable, pareto
 from dllm_sparse.evaluation.fingerprints import git_revision, model_fingerprint, versions
@@ -108,10 +109,16 @@ def model_rows(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             **{name: entry[name] for name in names},
+            **{f"exploitable_T{tokens}": _saved(entry["exploitable"], tokens) for tokens in TOKENS},
             **{f"affordable_{rule}": sparsity for rule, sparsity in entry["affordable"].items()},
         }
         for entry in value["models"]
     ]
+
+
+def _saved(exploitable: Mapping[str, Any], tokens: str) -> float | None:
+    """Share of the FFN's weights that so many tokens need not read; None where no window has so many."""
+    return exploitable[tokens]["ffn_bytes_saved"] if tokens in exploitable else None
 
 
 def _write(out: Path, value: Mapping[str, Any], seconds: float) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dllm_sparse.analysis.curves import AVERAGES, Average
+from dllm_sparse.analysis.exploitable import TOKENS
 from dllm_sparse.evaluation.critical import SiteCurves, SweepPlan, planned_points, site_curves
 from dllm_sparse.evaluation.processes import Processes
 from dllm_sparse.evaluation.store import PointStore
@@ -149,6 +150,16 @@ def result_rows(model: str, site: str, found: dict[str, Any]) -> list[dict[str, 
                     name = f"{average}_{reading}" + ("" if part == "value" else f"_{part}")
                     row[name] = found_critical[reading][part]
             row[f"{average}_censored"] = found_critical["censored"]
+            best = _at_grid_max(entry, average)
+            for tokens in TOKENS:
+                row[f"{average}_exploitable_T{tokens}"] = best.get(tokens, {}).get("ffn_bytes_saved")
         row["flags"] = "; ".join(entry["flags"])
         rows.append(row)
     return rows
+
+
+def _at_grid_max(entry: dict[str, Any], average: Average) -> dict[str, Any]:
+    """What can be skipped at the point the grid maximum was measured at; nothing where there is none."""
+    best = entry["critical"][average]["grid_max"]["value"]
+    there = [point for point in entry["points"] if point[average] == best and point["kept"] is not None]
+    return dict(max(there, key=lambda point: float(point["kept"]))["exploitable"]) if there else {}

@@ -34,7 +34,9 @@ def gain_table(report: DriftReport) -> str:
         for gain in variant["exploitable"]
         if gain["tokens"] or not whole_listed
     ]
-    caption = "The best possible gain of a memory-bound forward of T tokens, all layers."
+    caption = (
+        "The best possible gain of a memory-bound forward of T tokens, all layers; what is not read is not computed."
+    )
     return table(headers, rows, caption)
 
 
@@ -43,7 +45,7 @@ def _gain(gain: Exploitable) -> list[object]:
     return [
         tokens,
         percent(gain["ffn_bytes"]),
-        f"{decimals(gain['ffn_speedup'])}x",
+        "-" if gain["ffn_speedup"] is None else f"{decimals(gain['ffn_speedup'])}x",
         f"{decimals(gain['forward_speedup'])}x",
     ]
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from dllm_sparse.analysis.drift import Curve, Lag, Similarity, Statistics, Union, ratio
-from dllm_sparse.analysis.exploitable import ffn_speedup, weights_saved
 from dllm_sparse.analysis.masks import Floats
 from dllm_sparse.analysis.recorded_batches import Recording
 from dllm_sparse.analysis.recording import Prompts
@@ -27,6 +26,7 @@ from dllm_sparse.report.schema import (
     UnionValues,
 )
 from dllm_sparse.sparsity.config import SparsityConfig
+from dllm_sparse.sparsity.gains import ffn_gain, weights_saved
 from dllm_sparse.types import ROUTED
 
 CANVASES = 4
@@ -137,12 +137,14 @@ def _exploitable(unions: Sequence[Union], config: TransformerConfig) -> list[Exp
     found: list[Exploitable] = []
     for tokens in dict.fromkeys(union.tokens for union in unions):
         skippable: dict[str, float] = {union.site: 1 - union.density for union in unions if union.tokens == tokens}
-        speedup, saved = ffn_speedup(skippable), weights_saved(config, skippable)
+        gain, saved = ffn_gain(skippable), weights_saved(config, skippable)
         found.append(
             {
                 "tokens": tokens,
-                "ffn_bytes": round(1 / speedup, _DIGITS),
-                "ffn_speedup": round(speedup, _DIGITS),
+                "ffn_bytes": round(1 - gain["ffn_bytes_saved"], _DIGITS),
+                "ffn_bytes_saved": round(gain["ffn_bytes_saved"], _DIGITS),
+                "ffn_flops_saved": round(gain["ffn_flops_saved"], _DIGITS),
+                "ffn_speedup": number(gain["ffn_speedup_bound"]),
                 "forward_speedup": round(forward / (forward - saved), _DIGITS),
             }
         )

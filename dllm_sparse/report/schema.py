@@ -81,7 +81,9 @@ class Exploitable(TypedDict):
 
     tokens: int | None
     ffn_bytes: float  # share of the FFN's weight bytes that must be read
-    ffn_speedup: float
+    ffn_bytes_saved: float  # the rest
+    ffn_flops_saved: float  # the same: what is not read is not multiplied
+    ffn_speedup: float | None  # null where nothing is left to read
     forward_speedup: float
 
 

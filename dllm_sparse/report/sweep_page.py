@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dllm_sparse.analysis.exploitable import TOKENS
 from dllm_sparse.report.html import (
     CHARTS,
     Section,
@@ -27,6 +28,8 @@ _MEANINGS = {
     "At chance": "the dense score is not above guessing.",
     "Below resolution": "fewer than one item may fail before the line is crossed. Few deciding items: fewer than five "
     "may, and the interval comes out too narrow.",
+    "Exploitable": "the share of the FFN's weight bytes, and of its FLOPs, that 1 / 8 / 32 neighbouring tokens sharing "
+    "one pass can skip at the grid maximum: channels that none of them keeps.",
     "Speed-up at most": "if reading weights is all that costs time and T neighbouring tokens share one pass.",
 }
 
@@ -95,7 +98,18 @@ def _choices(by_model: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    headers = ("site", "task", "model", "items", "dense score", "critical", "grid maximum", "hook mean", "beware")
+    headers = (
+        "site",
+        "task",
+        "model",
+        "items",
+        "dense score",
+        "critical",
+        "grid maximum",
+        "exploitable",
+        "hook mean",
+        "beware",
+    )
     cells = (
         (
             row["site"],
@@ -105,6 +119,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['dense_score']:.4g}",
             _span(row, "element"),
             _percent(row["element_grid_max"]),
+            " / ".join(_percent(row[f"element_exploitable_T{tokens}"]) for tokens in TOKENS),
             _span(row, "hook_mean"),
             row["flags"],
         )

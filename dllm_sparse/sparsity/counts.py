@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels.tallying import can_tally, tally
+from dllm_sparse.sparsity.gains import ffn_gain
 from dllm_sparse.types import Site, SiteName, TokenClass, in_order
 
 _CLASSES = len(TokenClass)
@@ -136,8 +137,7 @@ class SparsityCounts:
     def to(self, device: torch.device | str) -> SparsityCounts:
         """A copy whose tensors are on `device`; as many transfers however many sites there are."""
         copy = SparsityCounts()
-        counts = list(self._sites.values())
-        if counts:
+        if counts := list(self._sites.values()):
             moved = {name: torch.stack([getattr(count, name) for count in counts]).to(device) for name in _TENSORS}
             for row, (site, count) in enumerate(self._sites.items()):
                 own: dict[str, Any] = {name: moved[name][row].clone() for name in _TENSORS}
@@ -166,15 +166,15 @@ class SparsityCounts:
         """
         return self._skipped(self._unions)
 
-    def exploitable_by_tokens(self) -> dict[int, dict[str, float]]:
+    def exploitable_by_tokens(self) -> dict[str, dict[str, float]]:
         """`exploitable` of the forwards of so many tokens, those of all rows and padding included."""
         sizes = sorted({tokens for _, tokens in self._unions})
         found = {size: self._skipped(key for key in self._unions if key[1] == size) for size in sizes}
-        return {size: sites for size, sites in found.items() if sites}
+        return {str(size): sites for size, sites in found.items() if sites}
 
     def to_dict(self) -> dict[str, Any]:
         """Summary, per layer, per token class and exploitable sparsity, JSON-ready."""
-        places = sorted({(site.layer, site.name) for site in self._sites})
+        places, unions = sorted({site[:2] for site in self._sites}), self.exploitable_by_tokens()
         by_layer = [
             {"layer": layer, "site": name, "sparsity": self._pooled(s for s in self._sites if s[:2] == (layer, name))}
             for layer, name in places
@@ -190,7 +190,8 @@ class SparsityCounts:
             "average": "element",
             "sparsity": self.summary(),
             "exploitable": self.exploitable(),
-            "exploitable_by_tokens": {str(size): sites for size, sites in self.exploitable_by_tokens().items()},
+            "exploitable_by_tokens": unions,
+            "gain_by_tokens": {tokens: ffn_gain(sites) for tokens, sites in unions.items()},
             "by_layer": by_layer,
             "by_token_class": by_class,
             **({"by_expert": self.by_expert()} if any(site.expert >= 0 for site in self._sites) else {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,11 @@ def test_one_model_prints_a_table_and_writes_files(
     answer = cli("critical-sparsity", "--model", llada_folder, "--tasks", task, *COMMON, "--out", tmp_path)
     assert answer.code == 0, answer.stderr
     assert "critical (element)" in answer.stdout
+    table = answer.stdout.partition(str(tmp_path))[0].splitlines()
+    assert max(map(len, table)) <= 100
+    assert "exploitable" in table[0]
+    assert any(line.startswith("exploitable: % of FFN weight bytes and FLOPs") for line in table)
+    assert any(line.startswith("beware of choice, ") for line in table)
     assert "choice all_inputs p=0.9" in answer.stderr
     assert answer.stderr.count("backend auto falls back to cpu") == 1
     for name in ("critical-sparsity.json", "critical-sparsity.csv", "points.csv", "curves.png", "run.json"):
@@ -64,6 +70,11 @@ def test_compare_ends_with_a_verdict(
     answer = cli("compare", *models, "--tasks", task, *COMMON, "--as-published", "--out", tmp_path)
     assert answer.code == 0, answer.stderr
     assert "all_inputs: Not " in answer.stdout
+    table = answer.stdout.partition("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= 100
+    assert "exploitable" in table[0]
+    share = re.compile(r"(\d+|-)/(\d+|-)/(\d+|-)$")
+    assert all(share.search(line) for line in table[2:6])
     assert answer.stderr.count("backend auto falls back to cpu") == 1  # for two models
     assert "gate input dense" in answer.stdout
     value = json.loads((tmp_path / "compare.json").read_text())

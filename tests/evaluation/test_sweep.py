@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -55,11 +56,43 @@ def test_a_sweep_writes_its_files_and_repeats_exactly(
     assert 0 < point["element"] < 1
     assert 0 < point["hook_mean"] < 1
     assert set(point["exploitable"]) >= {"1", "8"}
+    for found in point["exploitable"].values():
+        saved = (2 * found["sites"]["input"] + found["sites"]["intermediate"]) / 3
+        assert found["ffn_bytes_saved"] == found["ffn_flops_saved"] == pytest.approx(saved)
+        assert found["ffn_speedup_bound"] == pytest.approx(1 / (1 - saved))
     second = run(diffusion, task_folder, None, sites="all")
     assert second.value == first.value
     assert (first.computed, first.reused) == (second.computed, second.reused) == (5 * (1 + len(GRID)), 0)
     third = run(diffusion, task_folder, tmp_path / "a", sites="up")
     assert (third.computed, third.reused) == (0, 1 + len(GRID))
+
+
+def test_exploitable_sparsity_stands_beside_the_grid_maximum(
+    ar: ds.LanguageModel, task_folder: Path, tmp_path: Path
+) -> None:
+    """Of each task its own, of their average the mean; in the summary and, for every point, in points.csv."""
+    tasks = [str(task_folder / f"{name}.yaml") for name in ("choice", "greedy")]
+    # So little is asked that the sparsest point passes.
+    report = ds.critical_sparsity(ar, tasks, grid=[0.9, 0.4], retain=0.01, scoring=SCORING, resamples=100, out=tmp_path)
+    rows, result = {row["task"]: row for row in report.rows()}, report.value["results"]["all_inputs"]
+    curves = {**result["tasks"], "average": result["average"]}
+    saved = {task: [point["exploitable"]["1"]["ffn_bytes_saved"] for point in curves[task]["points"]] for task in rows}
+    for task in ("choice", "average"):
+        sparsest = max(curves[task]["points"], key=lambda point: point["element"])
+        assert rows[task]["element_grid_max"] == sparsest["element"]
+        assert rows[task]["element_exploitable_T1"] == max(saved[task]) > 0.1
+    assert (rows["greedy"]["dense_score"], rows["greedy"]["element_exploitable_T1"]) == (0, None)  # nothing to keep
+    means = [sum(pair) / 2 for pair in zip(saved["choice"], saved["greedy"], strict=True)]
+    assert saved["average"] == pytest.approx(means)
+    with (tmp_path / "points.csv").open() as file:
+        written = [(row["task"], float(row["ffn_flops_saved_T1"])) for row in csv.DictReader(file)]
+    assert written == [(task, share) for task in ("choice", "greedy") for share in saved[task]]
+
+
+def test_a_rule_that_zeroes_everything_is_a_result_too(ar: ds.LanguageModel, task_folder: Path) -> None:
+    report = run(ar, task_folder, grid=[1e9], sparsity=ds.SparsityConfig(rule="threshold"))
+    last = report.value["results"]["all_inputs"]["tasks"]["choice"]["points"][1]
+    assert (last["element"], last["exploitable"]["1"]["ffn_speedup_bound"]) == (1.0, None)
 
 
 def test_search_spends_at_most_eight_evaluations(ar: ds.LanguageModel, task_folder: Path) -> None:

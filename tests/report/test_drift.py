@@ -134,6 +134,7 @@ def test_the_gain_follows_from_the_unions(report, llada):
             if found["layer"] is None and found["tokens"] == gain["tokens"]
         }
         assert gain["ffn_bytes"] == pytest.approx((2 * union["input"] + union["intermediate"]) / 3, abs=2e-4)
+        assert gain["ffn_bytes_saved"] == gain["ffn_flops_saved"] == pytest.approx(1 - gain["ffn_bytes"], abs=1e-4)
         assert gain["ffn_speedup"] == pytest.approx(1 / gain["ffn_bytes"], rel=1e-3)
         config = replace(llada.config, tied=False)
         forward = config.parameters - config.vocab_size * config.width

@@ -109,6 +109,10 @@ def test_cett_searches_and_compares_rules(
     with (tmp_path / "out" / "cett.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert float(row["cett"]) == value["cett"]
+    assert float(row["exploitable_T1"]) == pytest.approx(entry["sparsity"] / 3)  # the down projection, of three
+    assert entry["exploitable"]["8"]["ffn_flops_saved"] == float(row["exploitable_T8"]) < float(row["exploitable_T1"])
+    cell = "/".join(f"{100 * float(row[name]):.0f}" for name in ("exploitable_T1", "exploitable_T8"))
+    assert f"  {cell}/" in answer.stdout
     assert row["affordable_cett"] == str(entry["affordable"]["cett"] or "")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import dllm_sparse as ds
 from dllm_sparse.sparsity.counts import SparsityCounts
+from dllm_sparse.sparsity.gains import ffn_gain
 
 SITES = (ds.Site(0, "input"), ds.Site(0, "intermediate"), ds.Site(1, "input"), ds.Site(1, "intermediate"))
 WIDTHS = {"input": 5, "intermediate": 8}
@@ -71,6 +72,8 @@ def test_every_figure_against_a_recount() -> None:
     for tokens, name in by_tokens:
         found = report["exploitable_by_tokens"][tokens][name]
         assert found == pytest.approx(skipped[tokens, name] / channels[tokens, name], abs=1e-12)
+    for tokens, sites in report["exploitable_by_tokens"].items():
+        assert report["gain_by_tokens"][tokens] == ffn_gain(sites)
     assert [(row["layer"], row["site"]) for row in report["by_layer"]] == [site[:2] for site in SITES]
     for row in report["by_layer"]:
         site = ds.Site(row["layer"], row["site"])
