@@ -63,12 +63,12 @@ def laws(
 
     Example: dllm-sparse train --snapshots 12 --corpus texts.jsonl --out run && dllm-sparse laws run --out laws
     """
-    from dllm_sparse.files import check_folder
     from dllm_sparse.report.law_points import Measurement, gather, measure_run
     from dllm_sparse.report.laws import activation_laws
+    from dllm_sparse.report.result_folder import check_results
 
     output = Output(as_json=as_json, quiet=quiet)
-    check_folder(out)
+    check_results(out, "laws.json")
 
     def measure(run: Path) -> list[Any]:
         from dllm_sparse.evaluation.texts import texts_of

@@ -20,9 +20,10 @@ from dllm_sparse.evaluation.fingerprints import git_revision, model_fingerprint,
 from dllm_sparse.evaluation.texts import bundled_texts
 from dllm_sparse.fields import listed, plain_arguments
 from dllm_sparse.figures import COLOURS, figure_grid, save_figure
-from dllm_sparse.files import check_folder, write_csv, write_json, write_text
+from dllm_sparse.files import write_csv, write_json, write_text
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.report.pictures_page import Part, pictures_page, shown
+from dllm_sparse.report.result_folder import check_results
 
 SCHEMA = "dllm-sparse/cett@1"
 RULE_NAMES = {
@@ -68,7 +69,7 @@ def cett_report(
     UsageError.
     """
     started = time.perf_counter()
-    check_folder(None if out is None else Path(out))
+    check_results(out, "cett.json")
     texts = listed(texts or bundled_texts())
     pairs = [(lm, held_out(lm, windows_of(lm, texts, windows, length), seed)) for lm in models]
     calibrations = [Calibration(lm, data) for lm, data in pairs]

@@ -19,6 +19,7 @@ from dllm_sparse.evaluation.store import PointStore
 from dllm_sparse.evaluation.sweep import Silent, Sweep, Watcher
 from dllm_sparse.fields import plain_arguments
 from dllm_sparse.report.critical import result_rows, run_facts
+from dllm_sparse.report.result_folder import check_results
 from dllm_sparse.report.sweep_files import write_sweep
 from dllm_sparse.report.workload import Workload, chosen_sites, points_folder, record
 from dllm_sparse.sparsity.checks import check_masks
@@ -100,6 +101,7 @@ def compare(
     for lm, kind in ((diffusion, "diffusion"), (autoregressive, "autoregressive")):
         if lm is not None and lm.kind != kind:
             raise UsageError(f"{lm.name} is not {kind} but {lm.kind}; models of any kind go into --model (`models`)")
+    check_results(out, "compare.json")
     chosen = _named([lm for lm in (diffusion, autoregressive, *models) if lm is not None])
     plan = SweepPlan(None if grid is None else tuple(map(float, grid)), search, retain, resamples, average)
     wanted, base = chosen_sites(sites), sparsity or SparsityConfig()

@@ -15,6 +15,7 @@ from dllm_sparse.evaluation.processes import Processes
 from dllm_sparse.evaluation.store import PointStore
 from dllm_sparse.evaluation.sweep import Silent, Sweep, Watcher
 from dllm_sparse.fields import plain_arguments
+from dllm_sparse.report.result_folder import check_results
 from dllm_sparse.report.sweep_files import write_sweep
 from dllm_sparse.report.workload import Workload, chosen_sites, points_folder, record
 from dllm_sparse.sparsity.checks import check_masks
@@ -86,6 +87,7 @@ def critical_sparsity(
     resumes, and JSON, CSV, PNG and HTML are written. Raises UsageError, TaskDataMissing.
     """
     started = time.perf_counter()
+    check_results(out, "critical-sparsity.json")
     plan = SweepPlan(
         grid=None if grid is None else tuple(float(p) for p in grid),
         search=search,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from dllm_sparse.analysis.prompts import DEFAULT_COUNT, bundled_prompts
 from dllm_sparse.fields import plain_arguments
-from dllm_sparse.files import check_folder, write_text
+from dllm_sparse.files import write_text
 from dllm_sparse.report.drift_page import drift_page
+from dllm_sparse.report.result_folder import check_results
 from dllm_sparse.report.schema import DRIFT_SCHEMA, DriftReport, ReuseValues
 from dllm_sparse.report.steps_csv import write_steps
 from dllm_sparse.report.summary import QUESTIONS, summarise
@@ -84,7 +85,7 @@ def drift_report(
     }
     config = options | {"deltas": list(deltas), "reuse": reuse, "sampler": sampler.to_dict()}
     report = _empty_report(lm, config)
-    check_folder(None if out is None else Path(out))
+    check_results(out, "report.json")
     kept = None if out is None else _kept(lm, texts, sampler, options, Path(out))
     _measure(report, lm, texts, sampler, sparsity, options, observers, kept, say)
     if reuse and report["complete"]:

@@ -19,6 +19,7 @@ from dllm_sparse.fields import plain_arguments
 from dllm_sparse.report.law_files import write_laws
 from dllm_sparse.report.law_points import LawPoint
 from dllm_sparse.report.law_text import law_row
+from dllm_sparse.report.result_folder import check_results
 from dllm_sparse.types import UsageError
 
 SCHEMA = "dllm-sparse/laws@1"
@@ -69,6 +70,7 @@ def activation_laws(
         raise UsageError("samples must be at least 0, extrapolate at least 1, skip_warmup in [0, 1)")
     if not points and not published:
         raise UsageError("no points to fit; give a CSV file or a run folder, or --published")
+    check_results(out, "laws.json")
     runs = [
         _run(name, _kept(here, skip_warmup), form, samples, extrapolate, seed) for name, here in _by_run(points).items()
     ]

@@ -25,6 +25,7 @@ from dllm_sparse.evaluation.texts import bundled_texts
 from dllm_sparse.fields import listed, plain_arguments
 from dllm_sparse.models.language_model import LanguageModel
 from dllm_sparse.report.layer_files import write_layers
+from dllm_sparse.report.result_folder import check_results
 from dllm_sparse.report.stored_probe import StoredProbe, probe_of
 from dllm_sparse.sparsity.config import Sites, SparsityConfig
 from dllm_sparse.types import UsageError
@@ -75,6 +76,7 @@ def layer_report(
     if not 0 < retain < 1:
         raise UsageError(f"retain is {retain}; allowed: between 0 and 1 (for example 0.99)")
     started = time.perf_counter()
+    check_results(out, "layers.json")
     texts = listed(texts or bundled_texts())
     probe = probe_of(lm, texts, windows, length, seed, out)
     base = SparsityConfig(sites=sites)

@@ -95,9 +95,10 @@ def test_critical_sparsity_and_compare(cli: Cli, toy: Path, toy_ar: Path, tmp_pa
         (site,) = model.values()
         agrees(DOCUMENTED["curve"], set(fields(site["tasks"]["tiny-cloze"])))
         assert not DOCUMENTED["curve"].unknown(set(fields(site["average"])))
-    written(cli, "critical-sparsity", "--model", toy_ar, *TINY_SWEEP, "--out", tmp_path)
+    alone = tmp_path / "alone"
+    written(cli, "critical-sparsity", "--model", toy_ar, *TINY_SWEEP, "--out", alone)
     for name in ("critical-sparsity.json", "critical-sparsity.csv", "points.csv", "run.json"):
-        agrees(DOCUMENTED[name], in_file(tmp_path / name))
+        agrees(DOCUMENTED[name], in_file(alone / name))
     agrees(DOCUMENTED["critical-sparsity.csv"], in_file(tmp_path / "compare.csv"))
     agrees(DOCUMENTED["points/<hash>.json"], in_file(next((tmp_path / "points").glob("*.json"))))
 
