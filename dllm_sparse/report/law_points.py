@@ -120,7 +120,7 @@ def measure_run(
 
     Raises UsageError for a folder without snapshots.
     """
-    from dllm_sparse.training.snapshots import snapshots_of
+    from dllm_sparse.models.snapshots import snapshots_of
 
     snapshots = snapshots_of(run)
     if not snapshots:

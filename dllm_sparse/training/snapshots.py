@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from dllm_sparse.files import read_sealed, write_sealed
+from dllm_sparse.files import write_sealed
 from dllm_sparse.models.export import export_model
+from dllm_sparse.models.snapshots import FACTS
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.training.tokenizer import SPECIAL_TOKENS
 from dllm_sparse.types import Kind, UsageError
-
-FACTS = "training.json"
-"""Written last: a snapshot with it is complete."""
 
 
 def log_spaced(steps: int, count: int, first: int | None = None) -> tuple[int, ...]:
@@ -41,22 +38,3 @@ def save_snapshot(
     export_model(transformer, target, family, tokenizer, SPECIAL_TOKENS, torch.bfloat16)
     write_sealed(target / FACTS, facts)
     return target
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A complete snapshot: its folder, and what was true when it was taken."""
-
-    path: Path
-    step: int
-    tokens: int
-    facts: dict[str, Any]
-
-
-def snapshots_of(run: Path) -> list[Snapshot]:
-    """The complete snapshots of a run's folder in order of steps; empty where it holds none."""
-    found = []
-    for file in sorted((run / "snapshots").glob(f"step-*/{FACTS}")):
-        facts = read_sealed(file, "the facts of a snapshot")
-        found.append(Snapshot(file.parent, int(facts["step"]), int(facts["tokens"]), facts))
-    return sorted(found, key=lambda snapshot: snapshot.step)

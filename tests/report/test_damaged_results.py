@@ -18,11 +18,12 @@ from dllm_sparse.analysis.recorded_batches import RecordedBatches
 from dllm_sparse.analysis.recording import record
 from dllm_sparse.evaluation.store import PointStore
 from dllm_sparse.files import read_sealed, write_sealed
+from dllm_sparse.models.snapshots import snapshots_of
 from dllm_sparse.training.checkpoints import load_checkpoint, save_checkpoint
 from dllm_sparse.training.data import load_prepared, prepare, prepared_for
 from dllm_sparse.training.log import read_log
 from dllm_sparse.training.recipe import load_recipe
-from dllm_sparse.training.snapshots import save_snapshot, snapshots_of
+from dllm_sparse.training.snapshots import save_snapshot
 from dllm_sparse.types import DllmSparseError
 from tests.damage import damaged
 from tests.helpers import tiny_lm

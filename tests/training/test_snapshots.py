@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import dllm_sparse as ds
+from dllm_sparse.models.snapshots import snapshots_of
 from dllm_sparse.report.law_points import POINTS_FILE, Measurement, gather, measure_run
 from dllm_sparse.training.data import Prepared
 from dllm_sparse.training.loop import Trainer
 from dllm_sparse.training.recipe import Recipe
-from dllm_sparse.training.snapshots import log_spaced, snapshots_of
+from dllm_sparse.training.snapshots import log_spaced
 from dllm_sparse.types import Kind, UsageError
 
 
