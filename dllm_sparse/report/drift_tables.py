@@ -71,7 +71,7 @@ def _rule_row(site: str, variant: RuleVariant, tokens: str) -> list[object]:
         return [TOKENS[tokens], site, variant["scope"], *["-"] * 6]
     pooled, half = curve["jaccard_overall"], curve["half_life"]
     drift = [value for value in curve["drift"]["micro"] if value is not None]
-    values = (pooled["micro"], pooled["chance"], pooled["corrected"], drift[-1])
+    values = (pooled["micro"], pooled["chance"], pooled["corrected"], drift[-1] if drift else None)
     end = "never" if half is None else f"{half:.1f} steps"
     return [TOKENS[tokens], site, variant["scope"], percent(curve["density_overall"]), *map(decimals, values), end]
 

@@ -93,6 +93,8 @@ def _stability(curve: CurveValues, kind: str, prompts: int) -> str:
 def _drift(curve: CurveValues, kind: str) -> str:
     values = [value for value in curve["drift"]["micro"] if value is not None]
     chance = [value for value in curve["drift"]["chance"] if value is not None]
+    if not values or not chance:
+        return "Masks that keep nothing have no similarity."
     if kind == "autoregressive":
         mean = sum(values) / len(values)
         return (

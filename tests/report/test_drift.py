@@ -153,6 +153,16 @@ def test_a_rule_that_keeps_everything_has_nothing_above_chance(llada, tmp_path):
     assert curve["half_life"] is None
 
 
+@pytest.mark.parametrize("kind", ["llada", "llama"])
+def test_a_rule_that_keeps_nothing_has_no_similarity(request, tmp_path, kind):
+    lm, sampler = request.getfixturevalue(kind), ds.SamplerConfig(gen_length=4, block_length=4)
+    nothing = ds.SparsityConfig(rule="threshold", p=1e9, scope="sequence")
+    found = ds.drift_report(lm, PROMPTS[:2], sampler, nothing, tmp_path)
+    assert any("Masks that keep nothing" in sentence for sentence in found["summary"])
+    for gain in found["variants"][0]["exploitable"]:
+        assert (gain["ffn_bytes_saved"], gain["ffn_flops_saved"], gain["ffn_speedup"]) == (1, 1, None)
+
+
 @pytest.mark.parametrize("sites", ["up", "gate"])
 def test_every_site_makes_a_report(llada, tmp_path, sites):
     sampler = ds.SamplerConfig(gen_length=4, block_length=4, threshold=0.1)
