@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -26,10 +25,8 @@ from dllm_sparse.bench.timing import Timing, time_calls
 from dllm_sparse.bench.workload import EngineWorkload, random_prompts
 from dllm_sparse.files import write_json
 from dllm_sparse.models.families import FAMILIES
-from dllm_sparse.models.loading import random_model
+from dllm_sparse.models.loading import NoInitialValues, random_model
 from dllm_sparse.models.weights import expected_slots
-
-_INITIALISERS = ("kaiming_uniform_", "uniform_", "normal_", "trunc_normal_")
 
 Run = Callable[[], tuple[Tensor, int]]
 """One generation: ids [B, P + generated] and how many forwards it took."""
@@ -78,17 +75,13 @@ def our_run(
     return run, prompts.to(lm.device), workload.to_dict()
 
 
-def _as_it_is(tensor: Tensor, *_args: Any, **_options: Any) -> Tensor:
-    return tensor
-
-
 def share_weights(lm: ds.LanguageModel, family: str, build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
     """The other project's model, made on the meta device, with our parameters under the checkpoint's names.
 
     Buffers that are no weights stay empty: the caller makes them. A model that insists on a CPU gets pages that nobody
     ever touches, since nothing is initialised.
     """
-    with torch.device("meta"), patch.multiple(torch.nn.init, **dict.fromkeys(_INITIALISERS, _as_it_is)):
+    with torch.device("meta"), NoInitialValues():
         model = build()
     state = dict(expected_slots(lm.transformer, FAMILIES[family]))
     if lm.config.tied:  # one matrix under two names, of which the other model may know one

@@ -40,7 +40,6 @@ class GroupedTile(NamedTuple):
 
 
 GATED_TILE, DOWN_TILE = GroupedTile(32, 128, 4, 4, 4), GroupedTile(64, 128, 4, 4, 4)
-GATED_OVERLAP, DOWN_OVERLAP = LAYERS_OVERLAP, LAYERS_OVERLAP
 
 
 def groups_on(device: torch.device, dtype: torch.dtype) -> bool:
@@ -52,6 +51,11 @@ def groups_on(device: torch.device, dtype: torch.dtype) -> bool:
 def fuses_on(device: torch.device, dtype: torch.dtype) -> bool:
     """True where our kernel of whole experts runs: up to fp32 on a CUDA GPU with triton."""
     return device.type == "cuda" and dtype in (*SIXTEEN_BIT, torch.float32) and triton_installed()
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """True where a gradient of some tensor is asked for, which our kernels do not give."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def never_waits(device: torch.device, dtype: torch.dtype) -> bool:
@@ -75,7 +79,8 @@ def expert_ffn(
     """
     places = len(pairs.order) // len(x) if len(x) else 1
     if fused is None:
-        fused = fuses_on(x.device, x.dtype) and not (can_group(x, gate_up) and can_group(x, down))
+        library = (can_group(x, gate_up) and can_group(x, down)) or wants_gradient(x, gate_up, down)
+        fused = fuses_on(x.device, x.dtype) and not library
     if fused:
         hidden = grouped_product(x, gate_up, pairs, activation=activation, gather=True)
         return grouped_product(hidden, down, pairs, tokens=len(x))
@@ -133,7 +138,7 @@ def grouped_product(
             ACT=0 if activation is None else ACTIVATION_CODES[activation],
             STAGES=tile.stages,
             num_warps=tile.warps,
-            **overlapping(GATED_OVERLAP if gated else DOWN_OVERLAP, x.device),
+            **overlapping(LAYERS_OVERLAP, x.device),
         )
     return out
 

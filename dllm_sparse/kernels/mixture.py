@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm_sparse.kernels.experts import combine, expert_ffn, fuses_on, grouped_product
+from dllm_sparse.kernels.experts import combine, expert_ffn, fuses_on, grouped_product, wants_gradient
 from dllm_sparse.kernels.routing import Pairs, RouterRule, Routing, choose_experts, sort_pairs
 from dllm_sparse.kernels.streaming import LISTS_OVERLAP, overlapping
 from dllm_sparse.kernels.tuning import padded_tokens
@@ -24,11 +24,9 @@ _OVERLAP = LISTS_OVERLAP
 _ROUNDED = {torch.bfloat16: 1, torch.float16: 2}
 
 
-def can_mix(x: Tensor, weight: Tensor) -> bool:
+def can_mix(x: Tensor, weight: Tensor, *others: Tensor) -> bool:
     """True where the fused launches run: few rows of up to fp32 on a CUDA GPU with triton, no gradient asked for."""
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return False
-    few = 0 < len(x) <= MAX_TOKENS and x.is_contiguous()
+    few = 0 < len(x) <= MAX_TOKENS and x.is_contiguous() and not wants_gradient(x, weight, *others)
     return few and x.dtype == weight.dtype and fuses_on(x.device, x.dtype)
 
 
@@ -150,7 +148,7 @@ def mixture(
 
     gate_up [E, 2F, D], gate rows first, and down [E, D, F]. `fused` asks for four launches or against them.
     """
-    if not (can_mix(x, gate_up) if fused is None else fused):
+    if not (can_mix(x, gate_up, down, routing.weights) if fused is None else fused):
         pairs = sort_pairs(routing.experts, len(gate_up))
         return combine(expert_ffn(x, pairs, gate_up, down, activation), pairs.order, routing.weights)
     pairs = order_pairs(routing.experts, len(gate_up))

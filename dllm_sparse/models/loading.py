@@ -158,7 +158,7 @@ def _dtype(dtype: str | torch.dtype, stored: torch.dtype, device: torch.device) 
     return DTYPES[dtype]
 
 
-class _NoInitialValues(TorchFunctionMode):
+class NoInitialValues(TorchFunctionMode):
     """Skips torch.nn.init: every weight is read later, and `normal_` on the meta device imports torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -170,7 +170,7 @@ class _NoInitialValues(TorchFunctionMode):
 
 def _outline(config: TransformerConfig) -> Transformer:
     """The model without memory: shapes alone."""
-    with torch.device("meta"), _NoInitialValues():
+    with torch.device("meta"), NoInitialValues():
         return Transformer(config)
 
 

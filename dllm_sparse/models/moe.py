@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm_sparse.kernels.experts import combine, grouped_linear
-from dllm_sparse.kernels.mixture import mixture, route
+from dllm_sparse.kernels.mixture import can_mix, mixture, route
 from dllm_sparse.kernels.reference import ACTIVATIONS
 from dllm_sparse.kernels.routing import Pairs, RouterRule, Routing, sort_pairs
 from dllm_sparse.models.config import TransformerConfig
@@ -76,15 +76,32 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, routing: Routing, context: StepContext | None = None) -> Tensor:
         """[B, T, D] and the routing of its B * T tokens -> [B, T, D]."""
         rows = x.flatten(0, -2)
-        if self._listening is None:
-            return mixture(rows, routing, self.gate_up_proj, self.down_proj, self._activation).view_as(x)
+        if self._listening is not None:
+            heard = self._heard(rows, routing, known_context(x, context))
+            if heard is not None:
+                return heard.view_as(x)
+        return mixture(rows, routing, self.gate_up_proj, self.down_proj, self._activation).view_as(x)
+
+    def _heard(self, rows: Tensor, routing: Routing, context: StepContext) -> Tensor | None:
+        """What the listener makes of tokens [M, D], or None where that is what would come without it.
+
+        The fused launches add in another order. Where they run, who changed nothing must leave their result.
+        """
         pairs = sort_pairs(routing.experts, self.experts)
-        tap = self._tap(pairs, routing.experts.shape[1], known_context(x, context))
-        values = tap("input", rows[pairs.order // routing.experts.shape[1]])
+        tap = self._tap(pairs, routing.experts.shape[1], context)
+        gathered = rows[pairs.order // routing.experts.shape[1]]
+        values = tap("input", gathered)
         gate, up = grouped_linear(values, self.gate_up_proj, pairs.ends).chunk(2, dim=-1)
-        gate, up = tap("gate", ACTIVATIONS[self._activation](gate)), tap("up", up)
-        outputs = grouped_linear(tap("intermediate", gate * up), self.down_proj, pairs.ends)
-        return combine(outputs, pairs.order, routing.weights).view_as(x)
+        active = ACTIVATIONS[self._activation](gate)
+        masked_gate, masked_up = tap("gate", active), tap("up", up)
+        product = masked_gate * masked_up
+        intermediate = tap("intermediate", product)
+        changed = values is not gathered or masked_gate is not active or masked_up is not up
+        fused = can_mix(rows, self.gate_up_proj, self.down_proj, routing.weights)
+        if fused and not changed and intermediate is product:
+            return None
+        outputs = grouped_linear(intermediate, self.down_proj, pairs.ends)
+        return combine(outputs, pairs.order, routing.weights)
 
     def column_norms(self, site: SiteName, expert: int = -1) -> Tensor:
         """L2 norm [n] fp32 of the weight column each value of a site meets in one expert."""
@@ -97,14 +114,18 @@ class Experts(nn.Module):
         raise UsageError("an expert layer has no output projection in common")
 
     def _tap(self, pairs: Pairs, places: int, context: StepContext) -> Tap:
-        """A tap of all pairs' values [P, n] that shows each expert its own."""
+        """A tap of all pairs' values [P, n] that shows each expert its own; it returns them where none was changed."""
         listener = self._listening
         assert listener is not None
         parts = list(expert_parts(pairs, places, context))
         taps = [(span, listener.tap(self, part, expert)) for expert, span, part in parts]
 
         def tap(name: SiteName, values: Tensor) -> Tensor:
-            return torch.cat([one(name, values[span][None])[0] for span, one in taps])
+            parts = [values[span][None] for span, _ in taps]
+            heard = [one(name, part) for part, (_, one) in zip(parts, taps, strict=True)]
+            if all(after is before for after, before in zip(heard, parts, strict=True)):
+                return values
+            return torch.cat([part[0] for part in heard])
 
         return tap
 

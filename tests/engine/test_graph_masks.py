@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import dllm_sparse as ds
+from dllm_sparse.engine.forward import FixedForward
 from dllm_sparse.engine.observing import StepClock
 from dllm_sparse.sparsity.graph_ffn import GraphSparseFFN
 from dllm_sparse.sparsity.graph_rows import GraphRows
 from dllm_sparse.sparsity.sparsifier import Sparsifier
-from dllm_sparse.types import NonFiniteActivations, UsageError
+from dllm_sparse.types import NonFiniteActivations, TokenClass, UsageError
 from tests.engine.decoding import DEVICES, PROMPTS
 from tests.helpers import tiny_lm
 from tests.sparsity.counted import check_counts
@@ -53,6 +54,19 @@ def test_masks_and_counts_of_captured_steps_are_those_of_the_plain_path(
                 close = 1e-3 if lists else 1e-12  # sums in another order
                 assert graphed["sparsity_report"][found][key] == pytest.approx(value, abs=close)
         assert graphed["sparsity"] == again["sparsity"]
+
+
+def test_what_a_forward_marked_is_forgotten_before_the_next() -> None:
+    """Stale marks change no output, they only have more read: nothing else would notice."""
+    forward = FixedForward(tiny_lm().transformer, 8)
+    ffn = GraphSparseFFN(forward, ds.SparsityConfig(p=0.7), always=True)
+    classes = torch.full((1, 4), TokenClass.MASKED)
+    ffn.begin(classes)
+    marks = ffn.by_rows[4].marks
+    assert marks.numel() > 0
+    marks.fill_(-1)
+    ffn.begin(classes)
+    assert not marks.any()
 
 
 @pytest.mark.gpu

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import dllm_sparse as ds
 from dllm_sparse.kernels.experts import combine
 from dllm_sparse.kernels.mixture import MAX_TOKENS, can_mix, choose_shared, mixture, order_pairs, route
 from dllm_sparse.kernels.routing import RouterRule, Routing, choose_experts, sort_pairs
-from tests.helpers import interpreted
+from tests.helpers import interpreted, random_ids, tiny_lm
 from tests.kernels.test_experts import layer, looped, relative, routed
 from tests.models.plain_moe import chosen
+from tests.models.test_moe import SIGMOID, SOFTMAX
 
 RULES = (
     (RouterRule("softmax", 8), 64),
@@ -165,6 +167,26 @@ def check_all(device: str, shapes: tuple[tuple[int, ...], ...], dtype: torch.dty
     check_mixtures(device, shapes, dtype)
 
 
+def check_listeners(device: str) -> None:
+    """Who masks nothing in the experts leaves what the fused launches give, bit for bit; who masks, does not."""
+    for moe in (SOFTMAX, SIGMOID):
+        lm = tiny_lm(moe=moe)
+        lm.transformer.to(device)
+        ids = random_ids(2, 9).to(device)
+        dense = lm.logits(ids)
+        for options, apply in (({"p": 1.0}, True), ({"p": 0.5}, False)):
+            with ds.sparsify(lm, ds.SparsityConfig(**options), apply=apply):
+                assert torch.equal(lm.logits(ids), dense), (moe.router, options)
+        with ds.sparsify(lm, ds.SparsityConfig(p=0.5)):
+            assert not torch.allclose(lm.logits(ids), dense, rtol=0, atol=1e-3)
+
+
+def test_listeners_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    fused = "from dllm_sparse.kernels import mixture; mixture.fuses_on = lambda device, dtype: True"
+    interpreted(f"{fused}; from tests.kernels.test_mixture import check_listeners; check_listeners('cpu')")
+
+
 def test_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     poisoned = "import torch; torch.use_deterministic_algorithms(True)"  # fresh outputs are NaN
@@ -181,6 +203,7 @@ def test_only_few_rows_without_a_gradient_are_fused(monkeypatch: pytest.MonkeyPa
     assert not can_mix(torch.randn(0, 8), weight)
     assert not can_mix(x, weight.half())
     assert not can_mix(x, weight.requires_grad_())
+    assert not can_mix(x, torch.randn(4, 8), weight)
     with torch.no_grad():
         assert can_mix(x, weight)
 
@@ -190,6 +213,7 @@ def test_only_few_rows_without_a_gradient_are_fused(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_on_the_gpu(dtype: torch.dtype) -> None:
     check_all("cuda", (*SMALL, *H200), dtype)
+    check_listeners("cuda")
 
 
 @gpu
