@@ -66,7 +66,7 @@ class LanguageModel:
 
     def check_ids(self, name: str, ids: Tensor) -> None:
         """Raises UsageError for ids [...] int64 that are none of the vocabulary: looking those up ends in a crash."""
-        for one in (int(ids.min()), int(ids.max())) if ids.numel() else ():
+        for one in torch.stack(ids.aminmax()).tolist() if ids.numel() else ():  # one wait, where they are on a GPU
             if not 0 <= one < self.config.vocab_size:
                 raise UsageError(f"{name}: there is no token {one}; {self.name} has 0 to {self.config.vocab_size - 1}")
 
@@ -104,9 +104,11 @@ class LanguageModel:
     def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Raw logits [B, L, V] in the model's dtype, no shift, for ids [B, L] int64 and an optional 0/1 mask [B, L].
 
-        In fp32 where `config.float32_logits`. Raises UsageError for ids outside the vocabulary.
+        In fp32 where `config.float32_logits`. Raises UsageError for ids outside the vocabulary; those on a GPU are
+        not checked, as in torch: that would wait for it, which a CUDA graph under capture may not.
         """
-        self.check_ids("ids", ids)
+        if ids.device.type == "cpu":
+            self.check_ids("ids", ids)
         ids = ids.to(self.device)
         mask = None if attention_mask is None else attention_mask.to(self.device)
         context = StepContext(Step(0, 1), token_classes(ids, mask, self.mask_token_id))

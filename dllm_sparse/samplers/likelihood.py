@@ -38,13 +38,13 @@ def log_likelihood(
     it, which are known, as in training (block diffusion, arXiv 2503.09573); the last block ends with the target.
     Uniform noise: the same with random tokens in the place of masks (`uniform_likelihood`), no exact case.
     Autoregressive: exact, one forward; mc_num, batch_size, cfg_scale and seed are not used.
-    Raises UsageError when mc_num is not a multiple of batch_size the text does not fit the context or
-    holds tokens the model has not,
-    NonFiniteActivations for NaN or Inf.
+    Raises UsageError when mc_num is not a multiple of batch_size, the text does not fit the context or holds tokens
+    the model has not, NonFiniteActivations for NaN or Inf.
     """
-    prompt, target = _row(prompt_ids, lm), _row(target_ids, lm)
-    for name, ids in (("prompt_ids", prompt), ("target_ids", target)):
+    given = {"prompt_ids": _row(prompt_ids), "target_ids": _row(target_ids)}
+    for name, ids in given.items():
         lm.check_ids(name, ids)
+    prompt, target = (ids.to(lm.device) for ids in given.values())
     if not len(target):
         return 0.0
     length, limit = len(prompt) + len(target), lm.config.max_positions
@@ -61,7 +61,7 @@ def log_likelihood(
     if lm.noise == "uniform":
         check_guidance(lm, cfg_scale)
         texts = canvases(lm, prompt.tolist(), target.tolist())
-        parts = [(_row(before, lm), _row(written, lm)) for before, written in texts]
+        parts = [(_row(before).to(lm.device), _row(written).to(lm.device)) for before, written in texts]
         return -sum(_noise_loss(lm, *part, batch_size, generator) for part in parts for _ in range(batches)) / batches
     whole, known = torch.cat((prompt, target)), len(prompt)
     block = lm.config.block_length
@@ -147,8 +147,8 @@ def _autoregressive(lm: LanguageModel, prompt: Tensor, target: Tensor) -> float:
     )
 
 
-def _row(ids: Tensor | list[int], lm: LanguageModel) -> Tensor:
-    row = torch.as_tensor(ids, dtype=torch.int64, device=lm.device)
+def _row(ids: Tensor | list[int]) -> Tensor:
+    row = torch.as_tensor(ids, dtype=torch.int64)
     if row.dim() == 2 and row.shape[0] == 1:
         row = row[0]
     if row.dim() != 1:

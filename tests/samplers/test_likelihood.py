@@ -120,3 +120,15 @@ def test_tokens_the_model_has_not_are_refused(kind: str) -> None:
             ds.log_likelihood(lm, prompt, target, **options)
     with pytest.raises(UsageError, match="ids: there is no token 40"):
         lm.logits(torch.tensor([[3, 40]]))
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])
+def test_only_ids_on_the_cpu_are_checked(kind: str) -> None:
+    """On the meta device no value can be read; reading one on a GPU waits, and ends the capture of a graph."""
+    lm = tiny_lm(kind)
+    lm.transformer.to("meta")
+    assert lm.logits(torch.full((2, 3), 99, device="meta")).shape == (2, 3, 40)
+    with pytest.raises(UsageError, match="ids: there is no token 99"):
+        lm.logits(torch.full((2, 3), 99))
+    with pytest.raises(UsageError, match="target_ids: there is no token 99"):
+        ds.log_likelihood(lm, [5], [99])
