@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +16,18 @@ DEFAULT_PROMPT = "Once upon a time"
 
 
 def gather_prompts(given: Sequence[str], file: Path | None, *, piped: bool = False) -> list[str]:
-    """All prompts of a call, in order; `piped`: without --prompt and --prompts, stdin is read as one. May be empty.
+    """All prompts of a call, in order; `piped`: without --prompt and --prompts, stdin is read as one.
 
-    Raises UsageError for a prompt that is no text, PromptFileError for the first bad line of a file.
+    Empty where nobody gives any. Raises UsageError for a prompt that is no text and for an empty pipe or file on stdin
+    (what should have filled it has failed), PromptFileError for the first bad line of a file.
     """
     prompts = list(given)
     if file is not None:
         prompts += read_prompts(file)
-    if piped and not prompts and not sys.stdin.isatty():
-        text = sys.stdin.read().rstrip("\n")
-        prompts = [text] if text else []
+    if piped and not prompts and _is_fed():
+        prompts = [sys.stdin.read().rstrip("\n")]
+        if not prompts[0]:
+            raise UsageError('stdin holds no prompt; give --prompt "Once upon a time", --prompts FILE or text on stdin')
     for number, prompt in enumerate(prompts, start=1):
         if not _encodable(prompt):
             raise UsageError(f"prompt {number} is not valid UTF-8: {prompt[:60]!r}")
@@ -63,6 +67,17 @@ def _from_json(line: str, file: Path, number: int) -> str:
     if not isinstance(prompt, str) or not prompt or not _encodable(prompt):
         raise PromptFileError(f"{file}, line {number}: {expected}; found {line[:60]!r}")
     return prompt
+
+
+def _is_fed() -> bool:
+    """False where nobody gives an input: stdin is a terminal, /dev/null or closed."""
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return False
+    try:
+        status = os.fstat(sys.stdin.fileno())
+    except OSError:  # no file of the system's
+        return True
+    return not (stat.S_ISCHR(status.st_mode) and status.st_rdev == Path(os.devnull).stat().st_rdev)
 
 
 def _encodable(text: str) -> bool:

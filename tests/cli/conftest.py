@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +36,15 @@ Cli = Callable[..., Answer]
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Runs `dllm-sparse ARGUMENTS`; `stdin` is what is piped in."""
+    """Runs `dllm-sparse ARGUMENTS`; `stdin` is what is piped in, None is /dev/null."""
     for name in ("DLLM_SPARSE_DEBUG", "FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
 
-    def call(*arguments: object, stdin: str = "") -> Answer:
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        capsys.readouterr()
-        code = call_cli(*(str(argument) for argument in arguments))
+    def call(*arguments: object, stdin: str | None = None) -> Answer:
+        with Path(os.devnull).open(encoding="utf-8") if stdin is None else io.StringIO(stdin) as source:
+            monkeypatch.setattr("sys.stdin", source)
+            capsys.readouterr()
+            code = call_cli(*(str(argument) for argument in arguments))
         return Answer(code, *capsys.readouterr())
 
     return call

@@ -78,6 +78,9 @@ def test_without_a_prompt_a_story_begins(cli: Cli, toy: Path, toy_chat: Path) ->
         assert said not in asked.stderr
         as_json = cli(*call, "--json")
         assert (as_json.stderr, as_json.json["prompts"]) == ("", [DEFAULT_PROMPT])
+        empty = cli(*call, "--json", stdin="")
+        assert (empty.code, empty.stdout) == (2, "")
+        assert "stdin holds no prompt" in empty.stderr
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 from pathlib import Path
 
 import pytest
@@ -61,13 +63,41 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
             read_prompts(file)
 
 
+@pytest.mark.parametrize("content", ["", "\n\n"])
+@pytest.mark.parametrize("piped", [True, False])
+def test_empty_pipes_and_files_are_no_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, *, piped: bool
+) -> None:
+    """`failed | dllm-sparse generate` and `< empty.txt` must not become a story nobody asked for."""
+    reading, writing = os.pipe() if piped else (os.open(written(tmp_path, "a.txt", content), os.O_RDONLY), None)
+    if writing is not None:
+        os.write(writing, content.encode())
+        os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        with pytest.raises(UsageError, match="stdin holds no prompt"):
+            gather_prompts([], None, piped=True)
+
+
+def test_where_nobody_gives_an_input_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, terminal = map(os.fdopen, pty.openpty())
+    closed, nothing = io.StringIO(), Path(os.devnull)
+    closed.close()
+    with master, terminal, nothing.open() as null, nothing.open("w") as unreadable:  # nohup leaves such a one
+        for stdin in (None, closed, terminal, null, unreadable):
+            monkeypatch.setattr("sys.stdin", stdin)
+            assert gather_prompts([], None, piped=True) == []
+
+
 def test_order_and_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = written(tmp_path, "a.txt", "three\nfour\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe\n"))
     assert gather_prompts(["one", "two"], file) == ["one", "two", "three", "four"]
     assert gather_prompts([], None) == []
     assert gather_prompts([], None, piped=True) == ["from a pipe"]
-    assert gather_prompts([], None, piped=True) == []
+    with pytest.raises(UsageError, match="stdin holds no prompt; give --prompt") as caught:
+        gather_prompts([], None, piped=True)
+    assert caught.value.exit_code == 2
     assert gather_prompts([""], None, piped=True) == [""]
     with pytest.raises(UsageError, match="prompt 2 is not valid UTF-8"):
         gather_prompts(["one", "\ud800"], None)
