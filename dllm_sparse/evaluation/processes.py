@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from dllm_sparse.types import UsageError
+
 T = TypeVar("T")
 
 
@@ -67,12 +69,15 @@ def join(device: str) -> tuple[Processes, str]:
     """Joins the group a launcher announced (WORLD_SIZE), and says which device is this process's own.
 
     `auto` and `cuda` become this process's GPU when there are several processes; the backend is NCCL on GPUs and Gloo
-    on CPUs, chosen by accelerate.
+    on CPUs, chosen by accelerate. Raises UsageError where there are fewer GPUs than processes on this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
 
         on_cpu = device == "cpu" or not torch.cuda.is_available()
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if not on_cpu and here > gpus:
+            raise UsageError(f"{here} processes were started for {gpus} GPU(s); start {gpus}, or use --device cpu")
         state = PartialState(cpu=on_cpu)
         if device in ("auto", "cuda"):
             device = str(state.device)
