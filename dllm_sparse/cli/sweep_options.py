@@ -200,15 +200,17 @@ EXPLOITABLE = "exploitable: % of FFN weight bytes and FLOPs that 1/8/32 tokens o
 
 
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines below a table: how to read it, and what to beware of, a line per task and doubt."""
+    """Lines below a table: how to read it, and what to beware of. Doubts are about dense scores, alike at every site.
+
+    An average's doubts are those of its tasks.
+    """
     several = len({row["model"] for row in rows}) > 1
-    doubtful: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row["flags"] and row["task"] != "average":  # an average's are those of its tasks
-            place = f"{row['model']} {row['site']}" if several else row["site"]
-            doubtful.setdefault((row["task"], row["flags"]), []).append(place)
-    warned = (f"beware of {task}, {flags}: {', '.join(places)}" for (task, flags), places in doubtful.items())
-    return [f"{EXPLOITABLE} at the grid max", *warned]
+    doubts = dict.fromkeys(
+        f"beware of {row['task']}{' by ' + row['model'] if several else ''}: {row['flags']}"
+        for row in rows
+        if row["flags"] and row["task"] != "average"
+    )
+    return [f"{EXPLOITABLE} at the grid max", *doubts]
 
 
 def plain_table(headers: list[str], rows: list[list[str]]) -> list[str]:

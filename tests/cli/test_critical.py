@@ -31,7 +31,7 @@ def test_one_model_prints_a_table_and_writes_files(
     assert max(map(len, table)) <= 100
     assert "exploitable" in table[0]
     assert any(line.startswith("exploitable: % of FFN weight bytes and FLOPs") for line in table)
-    assert any(line.startswith("beware of choice, ") for line in table)
+    assert any(line.startswith("beware of choice: ") for line in table)
     assert "choice all_inputs p=0.9" in answer.stderr
     assert answer.stderr.count("backend auto falls back to cpu") == 1
     for name in ("critical-sparsity.json", "critical-sparsity.csv", "points.csv", "curves.png", "run.json"):
