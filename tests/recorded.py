@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from huggingface_hub._local_folder import write_download_metadata
 from huggingface_hub.utils.sha import git_hash
+
+import dllm_sparse as ds
+from dllm_sparse.types import CheckpointError
 
 COMMIT = "c" * 40
 
@@ -97,3 +101,21 @@ def flipped(file: Path, place: int, bits: int = 1) -> Iterator[None]:
         yield
     finally:
         flip()
+
+
+def notes(folder: Path) -> list[str]:
+    """What loading a folder reports."""
+    said: list[str] = []
+    ds.load(str(folder), device="cpu", report=said.append)
+    return said
+
+
+@contextmanager
+def refused(file: Path, *words: str) -> Iterator[None]:
+    """Loading the folder of a file raises a CheckpointError that names it."""
+    yield
+    with pytest.raises(CheckpointError) as caught:
+        ds.load(str(file.parent), device="cpu")
+    assert str(file) in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)

@@ -11,9 +11,10 @@ import torch
 from dllm_sparse.doctor.verdicts import Wrong, within
 from dllm_sparse.generation import generate
 from dllm_sparse.models import resolve
-from dllm_sparse.models.checksums import SUMS, check_files
+from dllm_sparse.models.checksums import check_files
 from dllm_sparse.models.families import BUNDLED
 from dllm_sparse.models.loading import load
+from dllm_sparse.models.recorded import SUMS
 from dllm_sparse.samplers.config import Execution, SamplerConfig
 from dllm_sparse.sparsity.config import Sites, SparsityConfig
 from dllm_sparse.sparsity.sparsifier import sparsify

@@ -2,47 +2,34 @@
 
 Recorded are: `SHA256SUMS` in the folder (format of coreutils' sha256sum); the names of the hub cache's blobs; and what
 `hf download --local-dir` wrote under `.cache/huggingface`. The hub knows a large file by its SHA-256 and a small one by
-git's blob id, SHA-1 of "blob <size>\\0" and the content. SHA256SUMS is the user's own word and goes first.
+git's blob id, SHA-1 of "blob <size>\\0" and the content; a mirror may give the content's own SHA-1. SHA256SUMS is the
+user's own word and goes first.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Event
 from typing import NamedTuple
 
-from dllm_sparse.files import file_sha256, write_text
 from dllm_sparse.models import resolve
+from dllm_sparse.models.recorded import SUMS, Recorded, downloaded, is_file, listed
 from dllm_sparse.models.weights import weight_files
 from dllm_sparse.types import CheckpointError
 
-SUMS = "SHA256SUMS"
 _TEXTS = (
-    *("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json"),
-    *("merges.txt", "vocab.txt"),
+    *("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "*.model"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json", "emoji.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "additional_chat_templates/*.jinja"),
 )
-"""What is read besides the weights."""
-_LINE = re.compile(rb"([0-9a-fA-F]{64}) [ *](.+)")
-_ETAG = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+"""What is read besides the weights, here or by transformers. Not any *.json: results and notes may lie beside them."""
 _CHUNK = 1 << 20
 _LONG = 1 << 31  # bytes that take more than a second
-
-
-@dataclass(frozen=True, slots=True)
-class _Recorded:
-    """The SHA-256 or git's blob id of a file; when it was downloaded (Unix time), if known; if SHA256SUMS says so."""
-
-    digest: str
-    downloaded: float | None = None
-    listed: bool = False
 
 
 class Checked(NamedTuple):
@@ -55,8 +42,8 @@ class Checked(NamedTuple):
     def note(self, folder: Path) -> str | None:
         """One line on the files that nothing vouches for, with the way out; None where there are none."""
         kinds = (("no checksum is known of {}", self.unknown), ("{} changed since the download", self.edited))
-        said = "; ".join(text.format(_names(files)) for text, files in kinds if files)
-        patterns = " ".join(sorted({f"*{file.suffix}" for file in (*self.unknown, *self.edited)}))
+        said = "; ".join(text.format(_names(files, folder)) for text, files in kinds if files)
+        patterns = " ".join(sorted({_pattern(file.relative_to(folder)) for file in (*self.unknown, *self.edited)}))
         command = f"(cd {shlex.quote(str(folder))} && sha256sum {patterns} >> {SUMS})"
         return f"{folder}: {said}; to have damage noticed from now on: {command}" if said else None
 
@@ -68,7 +55,7 @@ def check_files(folder: Path, report: Callable[[str], None] | None = None) -> Ch
     seconds. Raises CheckpointError for a file that differs or is missing, and for a malformed SHA256SUMS.
     """
     read = _files_read(folder)
-    recorded = {file: found for file in read if (found := _downloaded(file))} | _listed(folder / SUMS)
+    recorded = {file: found for file in read if (found := downloaded(file))} | listed(folder / SUMS)
     size = sum(file.stat().st_size for file in recorded)
     if report is not None and size > _LONG:
         report(f"comparing {size / 2**30:.1f} GiB with their checksums")
@@ -80,74 +67,28 @@ def check_files(folder: Path, report: Callable[[str], None] | None = None) -> Ch
     )
 
 
-def write_sums(folder: Path, files: Iterable[Path]) -> Path:
-    """Writes SHA256SUMS of files of a folder and returns its path."""
-    lines = (f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in sorted(files))
-    return write_text(folder / SUMS, "".join(lines))
-
-
 def _files_read(folder: Path) -> list[Path]:
     """The files loading reads. Weights that cannot be listed are left to the reader of weights, which says why."""
     try:
         weights = {*weight_files(folder), folder / "model.safetensors"}  # transformers takes it before an index
     except CheckpointError:
         weights = set()
-    return [file for file in (*sorted(weights), *(folder / name for name in _TEXTS)) if _is_file(file)]
+    texts = (file for pattern in _TEXTS for file in sorted(folder.glob(pattern)))
+    return [file for file in (*sorted(weights), *texts) if is_file(file)]
 
 
-def _names(files: list[Path]) -> str:
+def _names(files: list[Path], folder: Path) -> str:
     more = f" and {len(files) - 2} more" if len(files) > 2 else ""
-    return ", ".join(file.name for file in files[:2]) + more
+    return ", ".join(file.relative_to(folder).as_posix() for file in files[:2]) + more
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long, a folder closed to us
-        return False
+def _pattern(name: Path) -> str:
+    """The files beside this one with its suffix, as a shell finds them."""
+    beside = f"*{name.suffix}"
+    return beside if name.parent == Path() else f"{shlex.quote(name.parent.as_posix())}/{beside}"
 
 
-def _listed(sums: Path) -> dict[Path, _Recorded]:
-    """What SHA256SUMS says, if there is one."""
-    if not os.path.lexists(sums):
-        return {}
-    if not _is_file(sums):
-        raise CheckpointError(f"{sums}: not a file")
-    try:
-        lines = sums.read_bytes().split(b"\n")
-    except OSError as error:
-        raise CheckpointError(f"{sums}: cannot be read ({error.strerror})") from error
-    found: dict[Path, _Recorded] = {}
-    for number, line in enumerate(lines if lines[-1] else lines[:-1], start=1):
-        where = f"{sums}, line {number}"
-        match = _LINE.fullmatch(line.removesuffix(b"\r"))
-        name = PurePosixPath(os.fsdecode(match[2]) if match else "")
-        file = sums.parent / name
-        if match is None or name.is_absolute() or ".." in name.parts or file in (sums, sums.parent):
-            raise CheckpointError(f"{where}: expected 64 hexadecimal digits, two spaces and the name of a file in here")
-        if not _is_file(file):
-            raise CheckpointError(f"{where}: {name} is not in the folder; download it, or remove the line")
-        digest = match[1].decode().lower()
-        if found.setdefault(file, _Recorded(digest, listed=True)).digest != digest:
-            raise CheckpointError(f"{where}: another SHA-256 of {name} than in a line before; remove one of them")
-    return found
-
-
-def _downloaded(file: Path) -> _Recorded | None:
-    """What the hub said of a file, if it came from there. Unreadable records are none, as for huggingface_hub."""
-    if file.is_symlink():
-        # One link, not all: the blob itself may be a link into a store where names are hashes of another kind.
-        blob = file.readlink()
-        return _Recorded(blob.name) if blob.parent.name == "blobs" and _ETAG.fullmatch(blob.name) else None
-    record = file.parent / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
-    try:
-        _, etag, downloaded = record.read_text(encoding="ascii").splitlines()
-        return _Recorded(etag, float(downloaded)) if _ETAG.fullmatch(etag) else None
-    except (OSError, ValueError):
-        return None
-
-
-def _compare(recorded: Mapping[Path, _Recorded]) -> dict[Path, bool]:
+def _compare(recorded: Mapping[Path, Recorded]) -> dict[Path, bool]:
     """Whether each file is what was recorded, in one thread a file; False only for an edited text."""
     stop = Event()
 
@@ -161,23 +102,23 @@ def _compare(recorded: Mapping[Path, _Recorded]) -> dict[Path, bool]:
             stop.set()
 
 
-def _is_recorded(file: Path, recorded: _Recorded, stop: Event) -> bool:
+def _is_recorded(file: Path, recorded: Recorded, stop: Event) -> bool:
     """True where the digest is the one recorded, False for an edited text; raises CheckpointError for damage."""
     try:
         status = file.stat()
-        digest = _digest(file, len(recorded.digest) == 40, status.st_size, stop)
+        digests = _digests(file, len(recorded.digest) == 40, status.st_size, stop)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
-    if digest == recorded.digest:
+    if recorded.digest in digests:
         return True
     # A second's grace, as in huggingface_hub. Weights are not edited by hand: theirs is damage whatever the date.
     late = recorded.downloaded is not None and status.st_mtime - 1 > recorded.downloaded
     if late and file.suffix != ".safetensors":
         return False
-    raise CheckpointError(_damage(file, recorded, digest))
+    raise CheckpointError(_damage(file, recorded, digests[0]))
 
 
-def _damage(file: Path, recorded: _Recorded, digest: str) -> str:
+def _damage(file: Path, recorded: Recorded, digest: str) -> str:
     if file.is_relative_to(resolve.BUNDLED_FOLDER):
         remedy = "reinstall dllm-sparse"
     elif recorded.listed:
@@ -188,11 +129,15 @@ def _damage(file: Path, recorded: _Recorded, digest: str) -> str:
     return f"{file} is damaged: its {kind} is {digest[:12]}.., {recorded.digest[:12]}.. was recorded; {remedy}"
 
 
-def _digest(file: Path, as_git: bool, size: int, stop: Event) -> str:
-    """SHA-256 or git's blob id of a file; an unfinished one when `stop` is set."""
-    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if as_git else hashlib.sha256()
+def _digests(file: Path, as_git: bool, size: int, stop: Event) -> list[str]:
+    """SHA-256 of a file, or git's blob id and SHA-1; unfinished ones when `stop` is set."""
+    if as_git:
+        hashes = [hashlib.sha1(start, usedforsecurity=False) for start in (b"blob %d\0" % size, b"")]
+    else:
+        hashes = [hashlib.sha256()]
     buffer = memoryview(bytearray(_CHUNK))
     with file.open("rb", buffering=0) as content:
         while not stop.is_set() and (count := content.readinto(buffer)):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
+            for one in hashes:
+                one.update(buffer[:count])
+    return [one.hexdigest() for one in hashes]

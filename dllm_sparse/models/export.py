@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save
 
 from dllm_sparse.files import write_bytes, write_json, write_text
-from dllm_sparse.models.checksums import write_sums
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.models.families import FAMILIES
+from dllm_sparse.models.recorded import write_sums
 from dllm_sparse.models.transformer import Transformer
 from dllm_sparse.models.weights import expected_slots
 from dllm_sparse.types import UnsupportedArchitecture

@@ -9,7 +9,7 @@ from dllm_sparse.models.families import ALIASES, BUNDLED
 from dllm_sparse.types import ModelNotFound, UsageError
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
-_PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]
+_PATTERNS = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def checkpoint_folder(name: str, revision: str | None = None) -> Path:

@@ -14,7 +14,7 @@ import torch
 from dllm_sparse.doctor import environment, kernel_checks, model_checks, self_test
 from dllm_sparse.kernels import reference
 from dllm_sparse.models import resolve
-from dllm_sparse.models.checksums import SUMS, write_sums
+from dllm_sparse.models.recorded import SUMS, write_sums
 from dllm_sparse.sparsity.config import SparsityConfig
 from tests.cli.conftest import Cli
 

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from dllm_sparse.doctor.model_checks import GOLDEN
-from dllm_sparse.models.checksums import SUMS, check_files
+from dllm_sparse.models.checksums import check_files
 from dllm_sparse.models.families import BUNDLED
+from dllm_sparse.models.recorded import SUMS
 from dllm_sparse.models.resolve import BUNDLED_FOLDER
 from tests.doctor.golden import golden
 

@@ -8,8 +8,6 @@ import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ from dllm_sparse.models import checksums
 from dllm_sparse.models.checksums import check_files
 from dllm_sparse.types import CheckpointError
 from tests.damage import damaged
-from tests.recorded import LAYOUTS, downloaded, files_of, flipped, regions, summed
+from tests.recorded import LAYOUTS, downloaded, files_of, flipped, notes, refused, regions, summed
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -41,24 +39,6 @@ def listed(toy: Path, tmp_path: Path) -> Path:
 def local(toy: Path, tmp_path: Path) -> Path:
     """A download into a folder, for one test alone."""
     return downloaded(toy, tmp_path / "local")
-
-
-def notes(folder: Path) -> list[str]:
-    """What loading a folder reports."""
-    said: list[str] = []
-    ds.load(str(folder), device="cpu", report=said.append)
-    return said
-
-
-@contextmanager
-def refused(file: Path, *words: str) -> Iterator[None]:
-    """Loading the folder of a file raises a CheckpointError that names it."""
-    yield
-    with pytest.raises(CheckpointError) as caught:
-        ds.load(str(file.parent), device="cpu")
-    assert str(file) in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
 
 
 def edit(file: Path, old: str, new: str, *, seconds: float) -> None:
@@ -139,7 +119,6 @@ HEX = "0" * 64
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", "expected 64"),
         ("# a comment", "expected 64"),
         (f"{HEX[1:]}  config.json", "expected 64"),
         (f"{HEX[1:]}g  config.json", "expected 64"),
