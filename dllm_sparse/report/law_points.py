@@ -152,9 +152,15 @@ def _measure(
     from dllm_sparse.sparsity.config import SparsityConfig
 
     loaded = []
+    said: dict[str, list[str]] = {}  # what loading reports, by what it says of any snapshot
     for snapshot in snapshots:
-        lm = load(str(snapshot.path), device=device, dtype="float32", report=report)
+        lines: list[str] = []
+        lm = load(str(snapshot.path), device=device, dtype="float32", report=lines.append)
+        for line in lines:
+            said.setdefault(line.replace(snapshot.path.name, ""), []).append(line)
         loaded.append((lm, held_out(lm, windows_of(lm, texts, how.windows, how.length))))
+    for first, *more in said.values():
+        report(first + (f" (the same for {len(more)} more of its snapshots)" if more else ""))
     calibrations = [Calibration(lm, data) for lm, data in loaded]
     report(f"{run.name}: searching CETT on the last {min(JOINT, len(loaded))} of {len(loaded)} snapshots")
     search = cett_ppl(loaded[-JOINT:], how.increase, how.tolerance, calibrations[-JOINT:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import dllm_sparse as ds
+from dllm_sparse.models.recorded import SUMS
 from dllm_sparse.models.snapshots import snapshots_of
 from dllm_sparse.report.law_points import POINTS_FILE, Measurement, gather, measure_run
 from dllm_sparse.training.data import Prepared
@@ -69,11 +71,26 @@ def test_a_run_is_measured_once(run: Trainer, corpus_file: Path) -> None:
     assert points[0].parameters == 2 * (4 * 32 * 32 + 3 * 32 * 96 + 2 * 32) + 32  # embeddings are left out
     assert points[0].width_depth == 16.0
     assert any("searching CETT on the last 5 of 6" in line for line in said)
+    assert not any("checksum" in line for line in said)
     said.clear()
     assert measure_run(run.folder, texts, how, "cpu", said.append) == points
     assert said == []
     (run.folder / POINTS_FILE).unlink()
     assert gather([run.folder.parent], lambda folder: points if folder == run.folder else []) == points
+
+
+def test_missing_checksums_of_a_run_are_said_in_one_line(run: Trainer, corpus_file: Path, tmp_path: Path) -> None:
+    """Runs made before snapshots had SHA256SUMS."""
+    folder = Path(shutil.copytree(run.folder, tmp_path / "it's a run"))
+    others = snapshots_of(folder)[1:]
+    for snapshot in others[:3]:
+        (snapshot.path / SUMS).unlink()
+    texts = [json.loads(line)["text"] for line in corpus_file.read_text().splitlines()[:200]]
+    said: list[str] = []
+    measure_run(folder, texts, Measurement(windows=2, length=48, increase=1.0, tolerance=0.5), "cpu", said.append)
+    (line,) = (line for line in said if "checksum" in line)
+    assert line.startswith(f"{others[0].path}: no checksum is known of model.safetensors, config.json and 3 more; ")
+    assert line.endswith(" (the same for 2 more of its snapshots)")
 
 
 def test_a_folder_without_snapshots_says_how_to_make_them(tmp_path: Path) -> None:
