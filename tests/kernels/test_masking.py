@@ -27,7 +27,7 @@ def check(device: str, widths: tuple[int, ...]) -> None:
     for dtype in DTYPES:
         for width in widths:
             v = values(width, dtype)
-            for p in (0.0, 0.5, 0.95, 0.9999):
+            for p in (0.0, 0.5, 0.9999):
                 keep, bad = mass_mask(v.to(device), p)
                 assert int(bad) == 0
                 assert torch.equal(keep.cpu(), ds.top_p_mask(v, p)), (dtype, width, p)

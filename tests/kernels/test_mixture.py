@@ -181,17 +181,13 @@ def check_listeners(device: str) -> None:
             assert not torch.allclose(lm.logits(ids), dense, rtol=0, atol=1e-3)
 
 
-def test_listeners_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    fused = "from dllm_sparse.kernels import mixture; mixture.fuses_on = lambda device, dtype: True"
-    interpreted(f"{fused}; from tests.kernels.test_mixture import check_listeners; check_listeners('cpu')")
-
-
 def test_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     poisoned = "import torch; torch.use_deterministic_algorithms(True)"  # fresh outputs are NaN
     code = f"check_all('cpu', {SMALL}, torch.float32); check_routes('cpu', torch.float16)"
-    interpreted(f"{poisoned}; from tests.kernels.test_mixture import check_all, check_routes; {code}")
+    fused = "from dllm_sparse.kernels import mixture; mixture.fuses_on = lambda device, dtype: True"
+    code = f"{code}; {fused}; check_listeners('cpu')"
+    interpreted(f"{poisoned}; from tests.kernels.test_mixture import check_all, check_listeners, check_routes; {code}")
 
 
 def test_only_few_rows_without_a_gradient_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:

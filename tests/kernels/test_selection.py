@@ -34,7 +34,7 @@ def expected(score: torch.Tensor, p: float) -> torch.Tensor:
 def check(device: str, widths: tuple[int, ...]) -> None:
     for width in widths:
         score = rows(width)
-        for p in (0.0, 0.5, 0.95):
+        for p in (0.0, 0.95):
             target = p * score.sum(-1, keepdim=True, dtype=torch.float64)
             found = mass_threshold(score.to(device), target.to(device)).cpu()
             assert torch.equal(found, expected(score, p)), (width, p)
