@@ -65,10 +65,11 @@ def laws(
     """
     from dllm_sparse.report.law_points import Measurement, gather, measure_run
     from dllm_sparse.report.laws import activation_laws
-    from dllm_sparse.report.result_folder import check_results
+    from dllm_sparse.report.result_folder import check_inputs, check_results
 
     output = Output(as_json=as_json, quiet=quiet)
     check_results(out, "laws.json")
+    check_inputs(out, inputs or [], ("points.csv", "laws.csv"))
 
     def measure(run: Path) -> list[Any]:
         from dllm_sparse.evaluation.texts import texts_of

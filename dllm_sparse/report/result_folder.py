@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -42,3 +42,11 @@ def check_results(out: str | Path | None, own: str) -> None:
                 f"{folder} holds other results ({other}), whose {', '.join(lost)} would be overwritten; "
                 f"give another folder with --out{again}"
             )
+
+
+def check_inputs(out: str | Path | None, inputs: Iterable[Path], written: Iterable[str]) -> None:
+    """Raises UsageError for an input file that is one of the files `written` in the folder `out`."""
+    replaced = {(Path(out) / name).resolve() for name in written} if out is not None else set()
+    for given in inputs:
+        if given.is_file() and given.resolve() in replaced:
+            raise UsageError(f"{given} would be overwritten by the results in {out}; give another folder with --out")

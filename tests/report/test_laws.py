@@ -133,6 +133,17 @@ def test_the_command_writes_and_names_its_files(cli: Cli, tmp_path: Path) -> Non
     json.dumps(value, allow_nan=False)
 
 
+def test_points_are_not_overwritten_by_their_own_results(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    table = tmp_path / "points.csv"
+    table.write_text("run,tokens,activation_ratio,note\n" + "".join(f"a,{n},0.{9 - n},mine\n" for n in range(1, 9)))
+    before = table.read_bytes()
+    answer = cli("laws", table, "--samples", 0, "--out", tmp_path)
+    assert answer.code == 2
+    assert "points.csv would be overwritten" in answer.stderr
+    assert table.read_bytes() == before
+    assert not (tmp_path / "laws.json").exists()
+
+
 def test_published_alone_prints_the_papers_values(cli: Cli) -> None:  # noqa: F811
     answer = cli("laws", "--published", "--at", "100")
     rows = {line.split("  ")[0]: line.split()[-1] for line in answer.stdout.splitlines()[2:]}
