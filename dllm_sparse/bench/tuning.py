@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dllm_sparse.bench.timing import graphed, time_calls
 from dllm_sparse.kernels.listing import Listed
-from dllm_sparse.kernels.streaming import Scratch, stream_matmul
+from dllm_sparse.kernels.streaming import Scratch, processors, stream_matmul
 from dllm_sparse.kernels.tuning import Problem, Tile, default_tile
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.types import BackendUnavailable
@@ -108,12 +108,11 @@ def _compile(pair: tuple[Problem, Tile]) -> None:
 
 def tune(problem: Problem, device: torch.device) -> list[tuple[float, Tile]]:
     """Microseconds of every candidate, fastest first: medians over CUDA graph replays with rotated weights."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
     scratch = Scratch(device)
     bytes_each = problem.k * problem.n * (4 if problem.gated else 2)
     weights, x = _operands(problem, device, copies=max(_COPIES_BYTES // bytes_each, 4))
     timed = []
-    for tile in candidates(problem, processors):
+    for tile in candidates(problem, processors(device)):
 
         def run(tile: Tile = tile) -> None:
             for weight in weights:

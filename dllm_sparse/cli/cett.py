@@ -10,7 +10,7 @@ from dllm_sparse.cli import loss_options as loss
 from dllm_sparse.cli import options as opt
 from dllm_sparse.cli.opening import open_model, say_fallback
 from dllm_sparse.cli.output import Output
-from dllm_sparse.cli.sweep_options import EXPLOITABLE, percent, plain_table, skipped
+from dllm_sparse.cli.sweep_options import EXPLOITABLE, exploitable, percent, plain_table
 
 if TYPE_CHECKING:
     from dllm_sparse.report.cett import CettReport
@@ -87,7 +87,7 @@ def _answer(output: Output, report: CettReport) -> None:
         [
             row["model"],
             percent(row["sparsity"]),
-            skipped(row[f"exploitable_T{tokens}"] for tokens in (1, 8, 32)),
+            exploitable(row),
             percent(row["activation"]),
             f"{row['perplexity_ratio']:.4f}",
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -185,13 +185,11 @@ def estimate(row: dict[str, Any], average: str, reading: str) -> str:
     return f"{found} [{percent(low)}, {percent(high)}]"
 
 
-def exploitable(row: dict[str, Any], average: str) -> str:
-    """`44/12/3`: at the grid maximum, where 1, 8 and 32 tokens share a pass; `-` where no forward had so many."""
-    return skipped(row[f"{average}_exploitable_T{tokens}"] for tokens in (1, 8, 32))
-
-
-def skipped(shares: Iterable[float | None]) -> str:
-    """Shares of the FFN's weights that need not be read, as whole percents."""
+def exploitable(row: dict[str, Any], average: str = "") -> str:
+    """`44/12/3`: percents of the FFN's weights that 1, 8 and 32 tokens of a pass need not read; `-` where none had so
+    many. Of a sweep's row at the grid maximum of an `average`."""
+    prefix = f"{average}_exploitable_T" if average else "exploitable_T"
+    shares = (share for name, share in row.items() if name.startswith(prefix))
     return "/".join("-" if share is None else f"{100 * share:.0f}" for share in shares)
 
 

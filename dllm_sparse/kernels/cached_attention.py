@@ -114,8 +114,7 @@ def _attend_split(q: Tensor, keys: Tensor, values: Tensor, span: Span, scratch: 
     sets, length = keys.shape[1] * shared, keys.shape[2]
     rows = max(16, 1 << (tokens * heads // sets - 1).bit_length())
     pairs = batch * sets
-    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    splits = max(min(-(-length // 128), processors // pairs), 1)
+    splits = max(min(-(-length // 128), streaming.processors(q.device) // pairs), 1)
     out = torch.empty((batch * tokens, heads * dim), dtype=q.dtype, device=q.device)
     space = scratch.space(splits * pairs * rows * (dim + 2))
     attention_kernel[(pairs, splits)](

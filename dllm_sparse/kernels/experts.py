@@ -21,6 +21,7 @@ from dllm_sparse.kernels.streaming import (
     MAX_STREAMED,
     SIXTEEN_BIT,
     overlapping,
+    processors,
 )
 from dllm_sparse.kernels.tuning import padded_tokens
 
@@ -141,11 +142,6 @@ def grouped_product(
             **overlapping(LAYERS_OVERLAP, x.device),
         )
     return out
-
-
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; one of Triton's interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

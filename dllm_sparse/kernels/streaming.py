@@ -36,6 +36,11 @@ def overlapping(kind: tuple[bool, bool], device: torch.device) -> dict[str, bool
     return {"WAIT": wait, "TRIGGER": trigger, "launch_pdl": wait}
 
 
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; one of Triton's interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
 @cache
 def _capability(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0]

@@ -110,16 +110,11 @@ def model_rows(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             **{name: entry[name] for name in names},
-            **{f"exploitable_T{tokens}": _saved(entry["exploitable"], tokens) for tokens in TOKENS},
+            **{f"exploitable_T{n}": entry["exploitable"].get(n, {}).get("ffn_bytes_saved") for n in TOKENS},
             **{f"affordable_{rule}": sparsity for rule, sparsity in entry["affordable"].items()},
         }
         for entry in value["models"]
     ]
-
-
-def _saved(exploitable: Mapping[str, Any], tokens: str) -> float | None:
-    """Share of the FFN's weights that so many tokens need not read; None where no window has so many."""
-    return exploitable[tokens]["ffn_bytes_saved"] if tokens in exploitable else None
 
 
 def _write(out: Path, value: Mapping[str, Any], seconds: float) -> list[Path]:
