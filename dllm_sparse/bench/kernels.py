@@ -17,8 +17,9 @@ from dllm_sparse.bench.floors import Rates
 from dllm_sparse.bench.machine import machine
 from dllm_sparse.bench.timing import Timing, graphed, time_calls
 from dllm_sparse.kernels import reference
+from dllm_sparse.kernels.histogram import LINE, Histogram
 from dllm_sparse.kernels.listing import Listed
-from dllm_sparse.kernels.packing import mark_words, select
+from dllm_sparse.kernels.packing import can_be_counted, mark_words, select
 from dllm_sparse.kernels.streaming import Scratch, add_norm, glu, on_gpu, stream_matmul
 from dllm_sparse.models.config import TransformerConfig
 from dllm_sparse.types import BackendUnavailable
@@ -90,9 +91,14 @@ class _Layer:
         self.guesses = torch.zeros((2, tokens), device=device)
         self.kept = torch.zeros((2, tokens), dtype=torch.int32, device=device)
         self.marks = torch.zeros((LAYERS, 2, mark_words(max(width, inner))), dtype=torch.int32, device=device)
+        self.lines = torch.zeros((LAYERS, tokens, LINE), dtype=torch.int64, device=device)
+        self.near = torch.zeros(tokens, dtype=torch.int32, device=device)
         self.p = [_knob(reference.rms_norm(self.x[0], self.norm, EPS), density)]
         self.p.append(_knob(self._hidden(0), density))
         self.hidden = [self._hidden(layer) for layer in range(LAYERS)]
+        for _ in range(2):  # the counts lie around the thresholds of the layer before
+            self.sparse()
+        self.counts = self.lines.clone()
 
     @staticmethod
     def _weight(inputs: int, outputs: int, device: torch.device) -> Tensor:
@@ -114,16 +120,19 @@ class _Layer:
     def sparse(self) -> None:
         """All layers, reading the kept rows only."""
         self.marks.zero_()
+        self.lines.zero_()
         for layer, marks in enumerate(self.marks):
-            hidden = self._hidden(layer, marks[0])
-            stream_matmul(self._chosen(1, hidden, marks[1]), self.down[layer], self.scratch)
+            counted = self._counted(layer)
+            hidden = self._hidden(layer, marks[0], counted)
+            stream_matmul(self._chosen(1, hidden, marks[1], counted), self.down[layer], self.scratch)
 
     def selection(self) -> None:
-        """Both sites' selection of all layers, the norm in front included."""
+        """Both sites' selection of all layers, the norm in front included; what a product counts on its way is not."""
         self.marks.zero_()
-        for x, hidden, marks in zip(self.x, self.hidden, self.marks, strict=True):
-            self._chosen(0, x, marks[0])
-            self._chosen(1, hidden, marks[1])
+        self.lines.copy_(self.counts)
+        for layer, marks in enumerate(self.marks):
+            self._chosen(0, self.x[layer], marks[0])
+            self._chosen(1, self.hidden[layer], marks[1], self._counted(layer))
 
     def norm_and_activation(self) -> None:
         """The small layers that a dense FFN has in the same places."""
@@ -140,14 +149,18 @@ class _Layer:
             read += 2 * inner * int(self._chosen(0, x).length) + width * int(self._chosen(1, hidden).length)
         return read / (3 * LAYERS * width * inner)
 
-    def _hidden(self, layer: int, marks: Tensor | None = None) -> Tensor:
-        chosen = self._chosen(0, self.x[layer], marks)
-        return stream_matmul(chosen, self.gate_up[layer], self.scratch, activation=self.activation)
+    def _counted(self, layer: int) -> Histogram | None:
+        """Where the rows between the products of a layer are counted, if they are."""
+        return Histogram(self.lines[layer], self.near) if can_be_counted(self.x[layer]) else None
 
-    def _chosen(self, site: int, rows: Tensor, marks: Tensor | None = None) -> Listed:
+    def _hidden(self, layer: int, marks: Tensor | None = None, counted: Histogram | None = None) -> Tensor:
+        chosen = self._chosen(0, self.x[layer], marks)
+        return stream_matmul(chosen, self.gate_up[layer], self.scratch, activation=self.activation, histogram=counted)
+
+    def _chosen(self, site: int, rows: Tensor, marks: Tensor | None = None, counted: Histogram | None = None) -> Listed:
         norm = (self.norm, EPS) if site == 0 else None
         state = self.p[site], self.guesses[site], self.kept[site]
-        listed = select(rows, *state, norm=norm, marks=marks).listed
+        listed = select(rows, *state, norm=norm, marks=marks, histogram=counted).listed
         assert listed is not None
         return listed
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm_sparse.kernels.cached_attention import Span, attend, rotate_and_store
+from dllm_sparse.kernels.histogram import Histogram
 from dllm_sparse.kernels.storage import store_by_input
 from dllm_sparse.kernels.streaming import (
     SIXTEEN_BIT,
@@ -107,11 +108,13 @@ class FixedForward:
             return out
         return linear(self.gated(ffn.shared, x), ffn.shared.down_proj, self.scratch, residual=out)
 
-    def gated(self, ffn: FeedForward, x: Tensor) -> Tensor:
-        """act(gate) * up of rows [M, D] -> [M, F]."""
+    def gated(self, ffn: FeedForward, x: Tensor, counted: Histogram | None = None) -> Tensor:
+        """act(gate) * up of rows [M, D] -> [M, F]; where it is streamed, it may be counted."""
         layer, activation = ffn.gate_up_proj, self.net.config.activation
         if can_stream(x, layer.weight.t()):
-            return stream_matmul(x, layer.weight.t(), self.scratch, activation=activation, bias=layer.bias)
+            return stream_matmul(
+                x, layer.weight.t(), self.scratch, activation=activation, bias=layer.bias, histogram=counted
+            )
         return glu(layer(x), activation)
 
     def residual(self, values: Tensor, layer: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor | None]:

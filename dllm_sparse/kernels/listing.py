@@ -11,12 +11,18 @@ from torch import Tensor
 class Listed(NamedTuple):
     """Rows of a weight that are read, and the inputs packed to them.
 
-    values [M, K] of which the first `length` columns mean something, rows [K] int32 ascending, length [1] int32.
+    values [M, K] of which the first `length` columns mean something, rows [K] int32 ascending, length [1] int32. With
+    length [R] the list lies in R runs of these lengths, which begin at multiples of `run_space(K, R)`.
     """
 
     values: Tensor
     rows: Tensor
     length: Tensor
+
+
+def run_space(k: int, runs: int) -> int:
+    """Channels from the beginning of one run of a list of K channels to that of the next."""
+    return -(-k // (16 * runs)) * 16
 
 
 def list_kept(masked: Tensor, length: Tensor | None = None) -> Listed:

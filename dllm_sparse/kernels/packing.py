@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels import reference, streaming
-from dllm_sparse.kernels.listing import Listed, list_kept
+from dllm_sparse.kernels.histogram import Histogram
+from dllm_sparse.kernels.listing import Listed, list_kept, run_space
+
+RUNS = 16
+"""Runs of a list of rows that were counted, each written by programs of its own."""
 
 _CHUNK, _ROWS = 256, 8  # channels of the list a program writes, and rows it packs to them
 
@@ -32,6 +36,7 @@ def select(
     listing: bool = True,
     count: Tensor | None = None,
     marks: Tensor | None = None,
+    histogram: Histogram | None = None,
 ) -> Selected:
     """Keeps the largest entries of each 16-bit row [M, n] that hold at least p of its L1 mass; equals stay together.
 
@@ -40,6 +45,9 @@ def select(
     (weight [n], eps) the row is RMS-normalised first. With `listing` the channels that any row kept are listed and the
     rows packed to them; how many they are goes to `count` [1] int32 too, if it is given and M > 1. Several rows mark
     the channels in `marks` [mark_words(n) or more] int32, which must be zero before; None makes them.
+
+    Rows that `can_be_counted` are listed from the `histogram` of the product that made them, which receives the
+    thresholds in place of `guesses`: one launch, no search. Their list lies in RUNS runs, `count` is [RUNS].
     """
     if not streaming.on_gpu(x):
         masked = reference.select(x if norm is None else reference.rms_norm(x, *norm), p)
@@ -47,10 +55,20 @@ def select(
         return Selected(masked, list_kept(masked, count) if listing else None)
     if listing and x.shape[0] == 1:
         return Selected(None, _list_one(x, p, guesses, kept, norm))
+    if listing and histogram is not None and norm is None:
+        return Selected(None, _list_counted(x, p, histogram, kept, count))
     if listing and marks is None:
         marks = torch.zeros(mark_words(x.shape[1]), dtype=torch.int32, device=x.device)
     masked = _mask(x, p, guesses, kept, norm, marks if listing else None)
     return Selected(masked, _pack(masked, marks, count) if listing and marks is not None else None)
+
+
+def can_be_counted(x: Tensor) -> bool:
+    """True for rows [M, n] that are listed sooner from a `Histogram`: 2 to 8 of bf16 on a GPU with the kernels.
+
+    A single row's search takes as long as the counting. fp16 has too many values in the range that is counted.
+    """
+    return x.dtype == torch.bfloat16 and 2 <= x.shape[0] <= 8 and streaming.on_gpu(x)
 
 
 def mark_words(n: int) -> int:
@@ -92,12 +110,28 @@ def _pack(masked: Tensor, marks: Tensor, count: Tensor | None) -> Listed:
     rows, n = masked.shape
     packed = torch.empty_like(masked)
     index = torch.empty(n, dtype=torch.int32, device=masked.device)
-    count = torch.empty(1, dtype=torch.int32, device=masked.device) if count is None else count
+    count = torch.empty(1, dtype=torch.int32, device=masked.device) if count is None else count[:1]
     pack_kernel[(-(-n // _CHUNK), -(-rows // _ROWS))](
         masked, marks, packed, index, count, rows, n,
         BT=_ROWS, WORDS=mark_words(n), CHUNK=_CHUNK, num_warps=4, **_overlap(masked),
     )  # fmt: skip
     return Listed(packed, index, count)
+
+
+def _list_counted(x: Tensor, p: Tensor, histogram: Histogram, kept: Tensor, lengths: Tensor | None) -> Listed:
+    from dllm_sparse.kernels.gpu.histogram import list_counted_kernel
+
+    (rows, n), space = x.shape, run_space(x.shape[1], RUNS)
+    values = torch.empty_like(x)
+    index = torch.empty(n, dtype=torch.int32, device=x.device)
+    lengths = torch.empty(RUNS, dtype=torch.int32, device=x.device) if lengths is None else lengths
+    packed = 2 if rows <= 8 else 4  # rows a program packs
+    list_counted_kernel[(RUNS, -(-rows // packed))](
+        x, histogram.near, histogram.lines, kept, values, index, lengths, p, rows, n, space,
+        BT=1 << (rows - 1).bit_length(), BLOCK=1 << (space - 1).bit_length(), PACKED=packed,
+        num_warps=8, **_overlap(x),
+    )  # fmt: skip
+    return Listed(values, index, lengths)
 
 
 def _block(n: int) -> int:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_sparse.kernels import reference
-from dllm_sparse.kernels.listing import Listed
+from dllm_sparse.kernels.histogram import Histogram
+from dllm_sparse.kernels.listing import Listed, run_space
 from dllm_sparse.kernels.selection import triton_installed
 from dllm_sparse.kernels.tuning import Problem, Tile, padded_tokens, tile_for
 
@@ -21,6 +22,9 @@ SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 ACTIVATION_CODES = {"silu": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 MAX_STREAMED = 64
 """Most rows the streaming product takes; above, the product is bound by arithmetic and belongs to cuBLAS."""
+
+RUNS_A_SHARE = 4
+"""Runs of a list, where it lies in runs, that make up one share of a product."""
 
 PRODUCTS_OVERLAP, LAYERS_OVERLAP, LISTS_OVERLAP = (False, True), (True, False), (True, True)
 """Programmatic dependent launch of (products, the layers between, selections and the products that read their lists):
@@ -98,11 +102,13 @@ def stream_matmul(
     residual: Tensor | None = None,
     tile: Tile | None = None,
     atomic: bool = False,
+    histogram: Histogram | None = None,
 ) -> Tensor:
     """x [M, K] @ weight [K, N] (+ bias [N]) (+ residual [M, N]) -> [M, N].
 
     With `activation` the weight is [K, 2N], gate first, and the result act(gate) * up. With `Listed` only the listed
     rows are read. Shares of K are added in a fixed order; `atomic=True` adds them as they come (not deterministic).
+    A `histogram` counts the result, bf16, for `packing.select`.
     """
     if not weight.is_cuda:
         return reference.stream_matmul(x, weight, activation=activation, bias=bias, residual=residual)
@@ -114,6 +120,9 @@ def stream_matmul(
     gated = activation is not None
     n = weight.shape[1] // (2 if gated else 1)
     tile = tile or tile_for(Problem(padded_tokens(tokens), k, n, gated, listed), values.device)
+    runs = x.length.numel() if isinstance(x, Listed) else 1
+    if runs > 1:
+        tile = tile._replace(splits=runs // RUNS_A_SHARE)
     out = torch.empty((tokens, n), dtype=values.dtype, device=values.device)
     space = scratch.space(tile.splits * tokens * n * (2 if gated else 1) if tile.splits > 1 else 1)
     if atomic and tile.splits > 1:
@@ -128,17 +137,22 @@ def stream_matmul(
         scratch.counters,
         x.rows if isinstance(x, Listed) else scratch.counters,
         x.length if isinstance(x, Listed) else scratch.counters,
+        histogram.near if histogram is not None else scratch.counters,
+        histogram.lines if histogram is not None else scratch.counters,
         tokens,
         n,
         k,
         weight.stride(0),
         tile.splits,
+        run_space(k, runs) // 16,
         BT=padded_tokens(tokens),
         BN=tile.columns,
         BK=tile.rows,
         GATED=gated,
         ACT=ACTIVATION_CODES[activation] if activation is not None else 0,
         LISTED=listed,
+        RUNS=RUNS_A_SHARE if runs > 1 else 0,
+        COUNT=histogram is not None,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         ATOMIC=atomic,

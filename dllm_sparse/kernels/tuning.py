@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Tile]:
 
 def _launches(tile: Tile) -> bool:
     powers = all(isinstance(v, int) and v > 0 and v & (v - 1) == 0 for v in (tile.columns, tile.rows, tile.warps))
-    return powers and tile.columns >= 16 and tile.rows >= 16 and tile.stages >= 1 and tile.splits >= 1
+    return powers and 16 <= tile.columns <= 128 and tile.rows >= 16 and tile.stages >= 1 and tile.splits >= 1
 
 
 def tile_for(problem: Problem, device: torch.device) -> Tile:

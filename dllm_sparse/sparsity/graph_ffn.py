@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dllm_sparse.engine.forward import FixedForward
+from dllm_sparse.kernels.histogram import Histogram
 from dllm_sparse.kernels.listing import Listed, list_kept
-from dllm_sparse.kernels.packing import Selected, select
+from dllm_sparse.kernels.packing import Selected, can_be_counted, select
 from dllm_sparse.kernels.reference import ACTIVATIONS
-from dllm_sparse.kernels.streaming import MAX_STREAMED, add_norm, can_list, linear, on_gpu, stream_matmul
+from dllm_sparse.kernels.streaming import MAX_STREAMED, add_norm, can_list, can_stream, linear, on_gpu, stream_matmul
 from dllm_sparse.models.feed_forward import FeedForward
 from dllm_sparse.models.transformer import Block
 from dllm_sparse.sparsity.config import SparsityConfig
@@ -66,7 +67,7 @@ class GraphSparseFFN:
             long = self.config.where == "faster" and rows > MAX_STREAMED
             layers, lists = self.forward.net.config.layers, self.on_gpu or self._always
             self.by_rows[rows] = GraphRows(layers, self._widths, rows, self._device, listing=lists, dense=long)
-        self.by_rows[rows].marks.zero_()
+        self.by_rows[rows].begin()
 
     def __call__(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One layer; see `FFNRunner`."""
@@ -81,15 +82,17 @@ class GraphSparseFFN:
         if delta is not None:
             x = x + delta
         norm = (block.ffn_norm.weight, block.ffn_norm.eps)
+        counted = self._histogram(ffn, x)
         if self._masks("input", ffn.layer):
-            hidden = self._gated(ffn, self._select("input", ffn.layer, x, ffn.gate_up_proj, norm))
+            hidden = self._gated(ffn, self._select("input", ffn.layer, x, ffn.gate_up_proj, norm), counted)
         elif self._masks("gate", ffn.layer):
             return self._gate_first(ffn, add_norm(x, None, *norm)[1], x)
         else:
-            hidden = self.forward.gated(ffn, add_norm(x, None, *norm)[1])
+            hidden = self.forward.gated(ffn, add_norm(x, None, *norm)[1], counted)
         if not self._masks("intermediate", ffn.layer):
             return self.forward.residual(hidden, ffn.down_proj, x)
-        return self._down(ffn, self._select("intermediate", ffn.layer, hidden, ffn.down_proj), x)
+        chosen = self._select("intermediate", ffn.layer, hidden, ffn.down_proj, histogram=counted)
+        return self._down(ffn, chosen, x)
 
     def end(self) -> None:
         """Adds this forward's counts to the totals."""
@@ -130,12 +133,21 @@ class GraphSparseFFN:
         state = self.by_rows[self._context.token_class.numel()]
         return name in self._places and not state.dense[layer][self._places[name]]
 
-    def _gated(self, ffn: FeedForward, chosen: Selected) -> Tensor:
+    def _histogram(self, ffn: FeedForward, x: Tensor) -> Histogram | None:
+        """Where act(gate) * up of rows like x [M, D] is counted; None where its selection has no use for that."""
+        if self.config.scope != "token" or not self._masks("intermediate", ffn.layer) or not can_be_counted(x):
+            return None
+        state, weights = self.by_rows[x.shape[0]], (ffn.gate_up_proj.weight.t(), ffn.down_proj.weight.t())
+        listing = state.listing[ffn.layer][self._places["intermediate"]]
+        return state.histogram(ffn.layer) if listing and all(can_stream(x, weight) for weight in weights) else None
+
+    def _gated(self, ffn: FeedForward, chosen: Selected, counted: Histogram | None) -> Tensor:
         """act(gate) * up of a masked input."""
         if chosen.listed is not None:
-            return self._product(chosen.listed, ffn.gate_up_proj, activation=self.forward.net.config.activation)
+            activation = self.forward.net.config.activation
+            return self._product(chosen.listed, ffn.gate_up_proj, activation=activation, histogram=counted)
         assert chosen.masked is not None
-        return self.forward.gated(ffn, chosen.masked)
+        return self.forward.gated(ffn, chosen.masked, counted)
 
     def _gate_first(self, ffn: FeedForward, normed: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Masks the gate alone; then only the rows of `down_proj` that it kept are read.
@@ -162,24 +174,32 @@ class GraphSparseFFN:
         return self.forward.residual(chosen.masked, ffn.down_proj, x)
 
     def _select(
-        self, name: SiteName, layer: int, x: Tensor, consumer: nn.Linear, norm: tuple[Tensor, float] | None = None
+        self,
+        name: SiteName,
+        layer: int,
+        x: Tensor,
+        consumer: nn.Linear,
+        norm: tuple[Tensor, float] | None = None,
+        histogram: Histogram | None = None,
     ) -> Selected:
         """Masks rows [M, n] at a site; listed where that was decided and the consumer can read a list."""
         state, place = self.by_rows[x.shape[0]], self._places[name]
         state.listable[layer][place] = can_list(x, consumer.weight.t())
         listing = state.listing[layer][place] and state.listable[layer][place]
-        kept, union = state.kept[layer, place], state.union[layer, place : place + 1]
+        kept, union = state.kept[layer, place], state.union[layer, place]
         if self.config.scope == "token":
-            guesses, marks = state.guesses[layer, place], state.marks[layer, place]
-            chosen = select(x, self._p[layer], guesses, kept, norm=norm, listing=listing, count=union, marks=marks)
+            chosen = select(
+                x, self._p[layer], state.guesses[layer, place], kept, norm=norm, listing=listing, count=union,
+                marks=state.marks[layer, place], histogram=histogram,
+            )  # fmt: skip
         else:
             masked = self._shared(layer, x if norm is None else add_norm(x, None, *norm)[1])
             kept.copy_(masked.count_nonzero(-1))
-            chosen = Selected(masked, list_kept(masked, union) if listing else None)
+            chosen = Selected(masked, list_kept(masked, union[:1]) if listing else None)
         if chosen.listed is None and state.measures:
             assert chosen.masked is not None
             counted = (self._context.token_class.flatten() != TokenClass.PADDING)[:, None]
-            union.copy_(((chosen.masked != 0) & counted).any(0).sum())
+            union[0] = ((chosen.masked != 0) & counted).any(0).sum()
         return chosen
 
     def _shared(self, layer: int, x: Tensor) -> Tensor:
@@ -190,9 +210,15 @@ class GraphSparseFFN:
         return torch.where(keep, values, 0).flatten(0, 1)
 
     def _product(
-        self, listed: Listed, layer: nn.Linear, *, activation: str | None = None, residual: Tensor | None = None
+        self,
+        listed: Listed,
+        layer: nn.Linear,
+        *,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+        histogram: Histogram | None = None,
     ) -> Tensor:
-        scratch = self.forward.scratch
         return stream_matmul(
-            listed, layer.weight.t(), scratch, activation=activation, bias=layer.bias, residual=residual
-        )
+            listed, layer.weight.t(), self.forward.scratch, activation=activation, bias=layer.bias, residual=residual,
+            histogram=histogram,
+        )  # fmt: skip

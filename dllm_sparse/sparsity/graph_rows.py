@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels.dispatch import MEASURED_FOR, RECAPTURE_SHARE, listing_pays, still_pays, union_density
-from dllm_sparse.kernels.packing import mark_words
+from dllm_sparse.kernels.histogram import LINE, Histogram
+from dllm_sparse.kernels.packing import RUNS, mark_words
 from dllm_sparse.kernels.selection import triton_installed
 from dllm_sparse.kernels.streaming import MAX_STREAMED
 from dllm_sparse.sparsity.counts import SparsityCounts
@@ -33,8 +34,9 @@ class Totals(NamedTuple):
 class GraphRows:
     """State of forwards of M rows at S sites of L layers: device tensors that graphs hold, and decisions on the host.
 
-    `guesses` fp32 and `kept` int32 [L, S, M], `union` [L, S] int32: thresholds as shares of their rows' masses, entries
-    and channels of the last forward; `marks` [L, S, words] int32, zero before a forward, is where it marks channels.
+    `guesses` fp32 and `kept` int32 [L, S, M], `union` [L, S, RUNS] int32: thresholds as shares of their rows' masses,
+    entries and (their sum) channels of the last forward; `marks` [L, S, words] int32, zero before a forward, is where
+    it marks channels, `lines` [L, M, LINE] int64 and `near` [L, M] int32 are the histograms of the intermediate.
     `union` is measured at every forward where the list is made (padding is in it then, so forwards with padding do not
     count), and else while `measures`: finding it costs more than the products could save.
     """
@@ -56,9 +58,11 @@ class GraphRows:
             return torch.zeros((*shape, *more), dtype=dtype, device=device)
 
         self.guesses = zeros(rows, dtype=torch.float32)
-        self.kept, self.union = zeros(rows, dtype=torch.int32), zeros(dtype=torch.int32)
+        self.kept, self.union = zeros(rows, dtype=torch.int32), zeros(RUNS, dtype=torch.int32)
         words = mark_words(max(widths.values())) if 1 < rows <= MAX_STREAMED else 0
         self.marks = zeros(words, dtype=torch.int32)
+        self.lines = torch.zeros((layers, rows, LINE), dtype=torch.int64, device=device)
+        self.near = torch.zeros((layers, rows), dtype=torch.int32, device=device)
         self._entries = torch.tensor(list(widths.values()), device=device)
         self._from_list, self._exact = zeros(dtype=torch.bool), zeros(dtype=torch.bool)
         self._kept, self._tokens = (
@@ -79,9 +83,18 @@ class GraphRows:
         self.dense: Choice = dense
         self.measures = True
         self.settled: tuple[Tensor, Tensor] | None = None  # union and kept density of the forward that decided
-        self._seen = torch.zeros(self.union.shape, dtype=torch.float64)  # density summed over forwards
+        self._seen = torch.zeros(self._from_list.shape, dtype=torch.float64)  # density summed over forwards
         self._forwards = self._generations = 0
         self._publish()
+
+    def begin(self) -> None:
+        """A forward begins: what it adds to is zero."""
+        self.marks.zero_()
+        self.lines.zero_()
+
+    def histogram(self, layer: int) -> Histogram:
+        """Where the intermediate of a layer is counted."""
+        return Histogram(self.lines[layer], self.near[layer])
 
     def reset(self) -> None:
         """A generation begins: forgets what was counted."""
@@ -105,7 +118,7 @@ class GraphRows:
         self._tokens += member.sum(0)
         clean = (classes != TokenClass.PADDING).all()
         counted = (self._exact | (self._from_list & clean)) & (live > 0)
-        self._union += torch.where(counted, self.kept[..., 0] if self.rows == 1 else self.union, 0)
+        self._union += torch.where(counted, self.kept[..., 0] if self.rows == 1 else self.union.sum(-1), 0)
         self._union_calls += counted
         entries = (live * self._entries).clamp_min(1)
         self._call_sparsity += torch.where(live > 0, 1 - kept.sum(-1).double() / entries, 0.0)
@@ -115,7 +128,7 @@ class GraphRows:
         """The kernel behind `add`."""
         from dllm_sparse.kernels.gpu.count import count_kernel
 
-        count_kernel[(self.union.numel(),)](
+        count_kernel[(self._from_list.numel(),)](
             self.kept,
             self.union,
             classes.contiguous(),
@@ -125,6 +138,7 @@ class GraphRows:
             *self._totals(),
             self.rows,
             SITES=len(self.widths),
+            RUNS=RUNS,
             CLASSES=len(TokenClass),
             SLOTS=1 << (len(TokenClass) - 1).bit_length(),
             BM=min(max(1 << (self.rows - 1).bit_length(), 16), 256),
@@ -147,7 +161,7 @@ class GraphRows:
         if self.settled is not None:
             return
         entries, kept = self._entries.cpu(), self.kept.cpu()
-        union = (kept[..., 0] if self.rows == 1 else self.union.cpu()) / entries
+        union = (kept[..., 0] if self.rows == 1 else self.union.sum(-1).cpu()) / entries
         self.settled = union, kept.double().mean(-1) / entries
         pays = [[always or (on_gpu and listing_pays(self.rows, d)) for d in layer] for layer in union.tolist()]
         self._choose(pays)
@@ -213,5 +227,6 @@ class GraphRows:
         self._from_list.copy_(listed)
         self._exact.copy_(dense | (self.rows == 1) | ~listed & self.measures)
         full = (dense * self._entries.cpu()).int().to(self.union.device)
-        self.union.copy_(torch.maximum(self.union, full))
+        self.union[..., 0] = torch.maximum(self.union.sum(-1), full)
+        self.union[..., 1:] = 0
         self.kept.copy_(torch.maximum(self.kept, full[..., None]))

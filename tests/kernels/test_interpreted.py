@@ -15,8 +15,8 @@ pytest.importorskip("triton")
 )
 def test_kernels_agree_with_their_twins_in_the_interpreter() -> None:
     printed = interpreted(
-        "from tests.kernels.interpreted import CHECKS, run; from tests.kernels.interpreted_edges import EDGES; "
-        "run((*CHECKS, *EDGES))"
+        "from tests.kernels.interpreted import CHECKS, run; from tests.kernels.interpreted_counts import COUNTS; "
+        "from tests.kernels.interpreted_edges import EDGES; run((*CHECKS, *EDGES, *COUNTS))"
     )
     plain = [
         "products",
@@ -28,4 +28,5 @@ def test_kernels_agree_with_their_twins_in_the_interpreter() -> None:
         "list_of_one_row",
         "counting",
     ]
-    assert printed.split() == [*plain, "lists", "norms", "one_key", "choices", "odd_rows", "unions"]
+    edges = ["lists", "norms", "one_key", "choices", "odd_rows", "unions"]
+    assert printed.split() == [*plain, *edges, "counted_lists", "lists_in_runs"]

@@ -24,7 +24,7 @@ def state(rows: int, density: float, *, or_dense: bool = False) -> GraphRows:
 def forward(made: GraphRows, density: float, layers: int = LAYERS) -> None:
     """A forward whose rows all keep the same channels, that many of the first layers' sites."""
     for place, width in enumerate(WIDTHS.values()):
-        made.kept[:layers, place] = made.union[:layers, place] = round(density * width)
+        made.kept[:layers, place] = made.union[:layers, place, 0] = round(density * width)
     made.add(torch.full((made.rows,), TokenClass.MASKED))
 
 

@@ -20,13 +20,15 @@ def count_kernel(
     calls_ptr,
     M,
     SITES: tl.constexpr,
+    RUNS: tl.constexpr,
     CLASSES: tl.constexpr,
     SLOTS: tl.constexpr,
     BM: tl.constexpr,
     ALONE: tl.constexpr,
 ):
     # Program layer * SITES + site: kept [L, S, M] of tokens with classes [M], of which class 0 is padding and counts
-    # nowhere. The first program counts the tokens and the forward, too. ALONE: M = 1, whose union is what it kept.
+    # nowhere. The first program counts the tokens and the forward, too. The union is a sum of RUNS numbers, or, ALONE
+    # (M = 1), what the row kept.
     place = tl.program_id(0)
     c = tl.arange(0, SLOTS)
     kept = tl.zeros((SLOTS,), tl.int64)
@@ -50,7 +52,10 @@ def count_kernel(
         share = tl.sum(kept, axis=0).to(tl.float64) / (live * width).to(tl.float64)
         tl.store(sparsity_total_ptr + place, tl.load(sparsity_total_ptr + place) + (1.0 - share))
         if (tl.load(exact_ptr + place) != 0) | ((tl.load(from_list_ptr + place) != 0) & (padding == 0)):
-            union = tl.load((kept_ptr if ALONE else union_ptr) + place)
+            if ALONE:
+                union = tl.load(kept_ptr + place)
+            else:
+                union = tl.sum(tl.load(union_ptr + place * RUNS + tl.arange(0, RUNS)), axis=0)
             tl.store(union_total_ptr + place, tl.load(union_total_ptr + place) + union)
             tl.store(union_calls_ptr + place, tl.load(union_calls_ptr + place) + 1)
         if place == 0:

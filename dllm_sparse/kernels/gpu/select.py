@@ -8,20 +8,23 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from dllm_sparse.kernels.gpu.threshold import key_value, magnitude_key, row_entries, top_p_key
+from dllm_sparse.kernels.gpu.threshold import key_value, magnitude_key, normalised, top_p_key
 
 
 @triton.jit
 def _threshold(x_ptr, weight_ptr, guess_ptr, p_ptr, row, n, eps, BLOCK: tl.constexpr, NORM: tl.constexpr):
     """(entries, threshold, share of the mass that it is, scale of the norm) of one row."""
+    # Everything is asked for at once: a load behind a sum would wait for that, too.
     i = tl.arange(0, BLOCK)
     x_ptr += row.to(tl.int64) * n
+    x = tl.load(x_ptr + i, mask=i < n, other=0.0)
     last, p = tl.load(guess_ptr + row), tl.load(p_ptr)
     scale = last * 0.0 + 1.0
     if NORM:
-        wide = tl.load(x_ptr + i, mask=i < n, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + i, mask=i < n, other=0.0)
+        wide = x.to(tl.float32)
         scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / n + eps)
-    x = row_entries(x_ptr, weight_ptr, scale, i, n, NORM)
+        x = normalised(x, weight, scale, i < n)
     k, total = top_p_key(x, x_ptr, weight_ptr, scale, n, p, last, NORM)
     share = tl.where(total > 0, key_value(k, x.dtype) / total, 0.0)
     return x, k, share, scale
@@ -86,21 +89,25 @@ def list_one_kernel(
         gdc_wait()
     if TRIGGER:
         gdc_launch_dependents()
+    first = chunk * CHUNK
+    mine = first + tl.arange(0, CHUNK)
+    own = tl.load(x_ptr + mine, mask=mine < n, other=0.0)
+    if NORM:
+        weight = tl.load(weight_ptr + mine, mask=mine < n, other=0.0)
     x, k, share, scale = _threshold(x_ptr, weight_ptr, guess_ptr, p_ptr, chunk * 0, n, eps, BLOCK, NORM)
     keep = magnitude_key(x) >= k
-    first = chunk * CHUNK
     # The first program counts the whole row, where the others count what lies in front of their chunk.
     before = tl.sum((keep & (i < tl.where(chunk == 0, n, first))).to(tl.int32), axis=0)
     if chunk == 0:
         tl.store(guess_ptr, share)
         tl.store(kept_ptr, before)
         before = 0
-    i = first + tl.arange(0, CHUNK)
-    x = row_entries(x_ptr, weight_ptr, scale, i, n, NORM)
-    keep = magnitude_key(x) >= k
+    if NORM:
+        own = normalised(own, weight, scale, mine < n)
+    keep = magnitude_key(own) >= k
     place = before + tl.cumsum(keep.to(tl.int32), axis=0) - 1
-    tl.store(rows_ptr + place, i, mask=keep)
-    tl.store(values_ptr + place, x, mask=keep)
+    tl.store(rows_ptr + place, mine, mask=keep)
+    tl.store(values_ptr + place, own, mask=keep)
 
 
 @triton.jit
@@ -132,14 +139,14 @@ def pack_kernel(
     first = tl.program_id(0) * CHUNK
     word = tl.arange(0, WORDS)
     i = first + tl.arange(0, CHUNK)
-    count = _popcount(tl.load(words_ptr + word))
-    before = tl.sum(tl.where(word < first // 32, count, 0), axis=0)
-    keep = (tl.load(words_ptr + i // 32, mask=i < n, other=0) >> (i % 32)) & 1
-    place = before + tl.cumsum(keep, axis=0) - keep
     t = tl.program_id(1) * BT + tl.arange(0, BT)[:, None]
-    live = (t < T) & (keep > 0)[None, :]
-    x = tl.load(x_ptr + t * n + i[None, :], mask=live, other=0.0)
-    tl.store(out_ptr + t * n + place[None, :], x, mask=live)
+    # The rows are read whole: to read only what was marked would wait for the marks.
+    x = tl.load(x_ptr + t * n + i[None, :], mask=(t < T) & (i < n)[None, :], other=0.0)
+    count = _popcount(tl.load(words_ptr + word))
+    keep = (tl.load(words_ptr + i // 32, mask=i < n, other=0) >> (i % 32)) & 1
+    before = tl.sum(tl.where(word < first // 32, count, 0), axis=0)
+    place = before + tl.cumsum(keep, axis=0) - keep
+    tl.store(out_ptr + t * n + place[None, :], x, mask=(t < T) & (keep > 0)[None, :])
     if tl.program_id(1) == 0:
         tl.store(rows_ptr + place, i, mask=keep > 0)
         if first == 0:

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from dllm_sparse.kernels.gpu.histogram import count_near
+
 
 @triton.jit
 def activate(gate, ACT: tl.constexpr):
@@ -26,7 +28,17 @@ def activate(gate, ACT: tl.constexpr):
         return gate * tl.sigmoid(2.0 * inner)
 
 
-@triton.jit(do_not_specialize=["T", "SPLITS"])
+@triton.jit
+def _in_runs(k, begins, ends, shifts, RUNS: tl.constexpr):
+    """(place, whether there is one) of entries k of a share: run r takes those from begins[r] on, shifted."""
+    shift, end = shifts[0], ends[0]
+    for r in tl.static_range(1, RUNS):
+        shift = tl.where(k >= begins[r], shifts[r], shift)
+        end = tl.where(k >= begins[r], ends[r], end)
+    return tl.max_contiguous(tl.multiple_of(k + shift, 16), 16), k < end
+
+
+@triton.jit(do_not_specialize=["T", "SPLITS", "space16"])
 def stream_matmul_kernel(
     x_ptr,
     w_ptr,
@@ -37,17 +49,22 @@ def stream_matmul_kernel(
     arrivals_ptr,
     rows_ptr,
     count_ptr,
+    near_ptr,
+    lines_ptr,
     T,
     N,
     K,
     stride_w,
     SPLITS,
+    space16,
     BT: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     GATED: tl.constexpr,
     ACT: tl.constexpr,
     LISTED: tl.constexpr,
+    RUNS: tl.constexpr,
+    COUNT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ATOMIC: tl.constexpr,
@@ -57,7 +74,8 @@ def stream_matmul_kernel(
     STAGES: tl.constexpr,
 ):
     # GATED: W is [K, 2N], gate columns first; out = act(x @ gate) * (x @ up).
-    # LISTED: only rows_ptr[:count] of W are read, and x[:, j] belongs to row rows_ptr[j].
+    # LISTED: only rows_ptr[:count] of W are read, and x[:, j] belongs to row rows_ptr[j]. With RUNS the list lies in
+    # runs of their own lengths, RUNS of them a share. COUNT: the result is counted for a selection (histogram.py).
     dtype = out_ptr.dtype.element_ty
     column_blocks = tl.cdiv(N, BN)
     block = tl.program_id(0) % column_blocks
@@ -67,12 +85,25 @@ def stream_matmul_kernel(
     live_n = n < N
     if WAIT:
         gdc_wait()
-    total = K
-    if LISTED:
-        total = tl.load(count_ptr)
-    share = tl.cdiv(tl.cdiv(total, BK), SPLITS) * BK
-    begin = split * share
-    end = tl.minimum(begin + share, total)
+    if COUNT:
+        near = tl.load(near_ptr + t, mask=t < T, other=0)
+    begins, ends, shifts = (), (), ()
+    if RUNS:
+        begin = 0
+        end = 0
+        for r in tl.static_range(RUNS):
+            length = tl.load(count_ptr + split * RUNS + r)
+            begins += (end,)
+            ends += (end + length,)
+            shifts += ((split * RUNS + r) * space16 * 16 - end,)
+            end += tl.cdiv(length, 16) * 16
+    else:
+        total = K
+        if LISTED:
+            total = tl.load(count_ptr)
+        share = tl.cdiv(tl.cdiv(total, BK), SPLITS) * BK
+        begin = split * share
+        end = tl.minimum(begin + share, total)
     # How many rows are listed is known to no compiler: a mask that ends at a multiple of 16 still lets it copy x in
     # wide, asynchronous pieces (K is such a multiple); what lies between is zeroed in registers. Worth 5 us of 31.
     edge = tl.cdiv(end, 16) * 16
@@ -86,11 +117,14 @@ def stream_matmul_kernel(
     for i in tl.range(0, tl.maximum(tl.cdiv(end - begin, BK), 0), num_stages=STAGES):
         k = begin + i * BK + tl.arange(0, BK)
         live_k = k < end
-        x = tl.load(x_ptr + t[:, None] * K + k[None, :], mask=(t < T)[:, None] & (k < edge)[None, :], other=0.0)
+        place_k = k
+        if RUNS:
+            place_k, live_k = _in_runs(k, begins, ends, shifts, RUNS)
+        x = tl.load(x_ptr + t[:, None] * K + place_k[None, :], mask=(t < T)[:, None] & (k < edge)[None, :], other=0.0)
         rows = k
         if LISTED:
             x = tl.where(live_k[None, :], x, 0.0)
-            rows = tl.load(rows_ptr + k, mask=live_k, other=0)
+            rows = tl.load(rows_ptr + place_k, mask=live_k, other=0)
         offsets = rows[:, None].to(tl.int64) * stride_w + n[None, :]
         live = live_k[:, None] & live_n[None, :]
         w = tl.load(w_ptr + offsets, mask=live, other=0.0, eviction_policy="evict_first")
@@ -151,4 +185,7 @@ def stream_matmul_kernel(
             y = activate(y, ACT).to(dtype).to(tl.float32) * up.to(dtype).to(tl.float32)
         if HAS_RESIDUAL:
             y += tl.load(residual_ptr + place, mask=live_out, other=0.0).to(tl.float32)
-        tl.store(out_ptr + place, y.to(dtype), mask=live_out)
+        y = y.to(dtype)
+        tl.store(out_ptr + place, y, mask=live_out)
+        if COUNT:
+            count_near(y, live_out, near, t, T, lines_ptr, block == 0)

@@ -25,7 +25,7 @@ def key_value(k, kind: tl.constexpr):
 
 
 @triton.jit
-def _infinite(kind: tl.constexpr):
+def infinite_key(kind: tl.constexpr):
     """The key of Inf; those of NaN are larger."""
     return 0x7C00 if kind == tl.float16 else 0x7F80
 
@@ -35,10 +35,15 @@ def row_entries(x_ptr, weight_ptr, scale, i, n, NORM: tl.constexpr):
     """Entries i of one row, as the layer sees them: times `scale` and the norm's weight if the row is normalised."""
     x = tl.load(x_ptr + i, mask=i < n, other=0.0)
     if NORM:
-        weight = tl.load(weight_ptr + i, mask=i < n, other=0.0)
-        x = ((x.to(tl.float32) * scale).to(x.dtype).to(tl.float32) * weight.to(tl.float32)).to(x.dtype)
-        x = tl.where(i < n, x, 0.0)  # a scale of NaN would make entries of what lies behind the row
+        x = normalised(x, tl.load(weight_ptr + i, mask=i < n, other=0.0), scale, i < n)
     return x
+
+
+@triton.jit
+def normalised(x, weight, scale, live):
+    """x times `scale` and the norm's weight, rounded where RMSNorm rounds; 0 behind the row, even if that is NaN."""
+    x = ((x.to(tl.float32) * scale).to(x.dtype).to(tl.float32) * weight.to(tl.float32)).to(x.dtype)
+    return tl.where(live, x, 0.0)
 
 
 @triton.jit
@@ -57,7 +62,7 @@ def _in_units(k, unit, kind: tl.constexpr):
 def _search(units, whole, target, guess, unit, kind: tl.constexpr):
     """Neighbouring keys (k, k + 1) with mass(>= k) >= target > mass(>= k + 1), as (k, both masses), all in units."""
     low = guess * 0
-    high = low + _infinite(kind)
+    high = low + infinite_key(kind)
     mass_low = whole
     mass_high = low
     k = guess
@@ -88,7 +93,7 @@ def _search(units, whole, target, guess, unit, kind: tl.constexpr):
 
 
 @triton.jit
-def _settle(k, x_ptr, weight_ptr, scale, n, p, NORM: tl.constexpr, CHUNK: tl.constexpr):
+def settled_key(k, x_ptr, weight_ptr, scale, n, p, NORM: tl.constexpr, CHUNK: tl.constexpr):
     """The threshold by sums in fp64, walking from k over the keys that the row has."""
     settled = False
     while not settled:
@@ -113,7 +118,7 @@ def _settle(k, x_ptr, weight_ptr, scale, n, p, NORM: tl.constexpr, CHUNK: tl.con
         up = (tl.sum(above_k, axis=0) >= target) & (higher < 0x7FFF)
         down = (tl.sum(reached, axis=0) < target) & (lower > 0)
         new = tl.where(down, lower, tl.where(up, higher, k))
-        infinite = _infinite(x_ptr.dtype.element_ty)
+        infinite = infinite_key(x_ptr.dtype.element_ty)
         new = tl.where(tl.max(top, axis=0) == infinite, infinite, new)
         settled = new == k
         k = new
@@ -149,5 +154,5 @@ def top_p_key(x, x_ptr, weight_ptr, scale, n, p, last, NORM: tl.constexpr):
             doubt = tl.sum((units < _COARSE).to(tl.int32), axis=0) // 2 + 1
             sure = (enough - target > doubt) & (target - short > doubt)
     if not sure:
-        k = _settle(k, x_ptr, weight_ptr, scale, n, p, NORM, 1024)
+        k = settled_key(k, x_ptr, weight_ptr, scale, n, p, NORM, 1024)
     return tl.maximum(k, 1), total

@@ -1,0 +1,186 @@
+"""Top-p of a few bf16 rows that were counted while they were computed: one launch from the counts to a list.
+
+The product that makes the rows counts, per row, how many entries have each of the keys around the last threshold, and
+the mass of what lies above and of everything (`count_near`). From that any program finds the threshold without reading
+the row. Masses are integers, in units of a power of two 2^-24 of the last threshold, so their sums are exact but for
+entries too small to matter; what the counts cannot settle is searched for in the row itself.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from dllm_sparse.kernels.gpu.threshold import infinite_key, key_value, magnitude_key, settled_key
+
+KEYS = tl.constexpr(64)  # counted around the last threshold, +-20 % of it at least
+LINE = tl.constexpr(72)  # of a row: KEYS counts, then the five below
+_MASS = tl.constexpr(64)  # of all entries
+_ABOVE = tl.constexpr(65)  # of the entries above the counted keys
+_MANY = tl.constexpr(66)  # how many these are
+_ODD = tl.constexpr(67)  # not 0: there are entries too large to add, or NaN
+_NEAR = tl.constexpr(68)  # the key in the middle
+
+_FLAG = tl.constexpr(1 << 55)
+_LEAST = tl.constexpr(24 << 7)  # a smaller threshold has no unit in fp32
+
+
+@triton.jit
+def _unit(k):
+    """The power of two that takes values with the bf16 key k to [2^24, 2^25)."""
+    return ((127 + 24 + 127 - (k >> 7)) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def count_near(y, live, near, t, T, lines_ptr, FIRST):
+    """Adds entries y [t, n] bf16 to the rows' lines, around the keys `near` [t]; one program of a row is the FIRST."""
+    near = tl.maximum(near, _LEAST)
+    scaled = tl.abs(y.to(tl.float32)) * _unit(near)[:, None]
+    fits = scaled < 1.0e14
+    units = tl.where(fits, scaled + 0.5, 0.0).to(tl.int64) + tl.where(fits, 0, _FLAG).to(tl.int64)
+    j = magnitude_key(y) - near[:, None] + KEYS // 2
+    line = lines_ptr + t * LINE
+    tl.atomic_add(line[:, None] + j, 1, mask=live & (j >= 0) & (j < KEYS), sem="relaxed")
+    # The flags of up to 64 entries fit above their masses: two sums find four numbers.
+    every = tl.sum(tl.where(live, units, 0), axis=1)
+    above = tl.sum(tl.where(live & (j >= KEYS), units + _FLAG, 0), axis=1)
+    real = t < T
+    tl.atomic_add(line + _MASS, every % _FLAG, mask=real, sem="relaxed")
+    tl.atomic_add(line + _ODD, 1, mask=real & (every >= _FLAG), sem="relaxed")
+    tl.atomic_add(line + _ABOVE, above % _FLAG, mask=real & (above > 0), sem="relaxed")
+    tl.atomic_add(line + _MANY, above // _FLAG, mask=real & (above > 0), sem="relaxed")
+    if FIRST:
+        tl.store(line + _NEAR, near.to(tl.int64), mask=real)
+
+
+@triton.jit
+def _masses(row_ptr, n, k, k2, CHUNK: tl.constexpr):
+    """Masses in fp32 of the entries from the keys k and k2 on, and how many the first are."""
+    mass = tl.zeros((CHUNK,), tl.float32)
+    mass2 = tl.zeros((CHUNK,), tl.float32)
+    many = tl.zeros((CHUNK,), tl.int32)
+    for first in range(0, n, CHUNK):
+        i = first + tl.arange(0, CHUNK)
+        x = tl.load(row_ptr + i, mask=i < n, other=0.0)
+        key, magnitude = magnitude_key(x), tl.abs(x.to(tl.float32))
+        mass += tl.where(key >= k, magnitude, 0.0)
+        mass2 += tl.where(key >= k2, magnitude, 0.0)
+        many += (key >= k).to(tl.int32)
+    return tl.sum(mass, axis=0), tl.sum(mass2, axis=0), tl.sum(many, axis=0)
+
+
+@triton.jit
+def _searched(row_ptr, n, p, CHUNK: tl.constexpr):
+    """(k, how many entries have it or a larger one) of a row by itself: slower than `top_p_key`, in few registers."""
+    kind = row_ptr.dtype.element_ty
+    whole, _same, _many = _masses(row_ptr, n, 0, 0, CHUNK)
+    low = tl.program_id(0) * 0
+    if (whole > 1e-28) & (whole < 3e38) & (p < 1):
+        high = low + infinite_key(kind)
+        target = (p * whole.to(tl.float64)).to(tl.float32)
+        k = magnitude_key((1.9 * tl.sqrt((1.0 - p).to(tl.float32)) * whole / n).to(kind))
+        passes = 0
+        while high - low > 1:
+            k = tl.minimum(tl.maximum(k, low), high - 1)
+            k2 = tl.minimum(k + 8, high)
+            mass, mass2, _many = _masses(row_ptr, n, k, k2, CHUNK)
+            enough, enough2 = (mass >= target) & (mass > 0), (mass2 >= target) & (mass2 > 0)
+            low = tl.where(enough2, k2, tl.where(enough, k, low))
+            high = tl.where(enough2, high, tl.where(enough, k2, k))
+            missing = tl.where(enough2, mass2, mass) - target
+            step = tl.floor(tl.fdiv(missing * (k2 - k).to(tl.float32), mass - mass2))
+            newton = tl.where(enough2, k2, k) + tl.minimum(tl.maximum(step, -32768.0), 32768.0).to(tl.int32)
+            passes += 1
+            k = tl.where((passes < 6) & (mass > mass2), newton, (low + high) // 2)
+    k = settled_key(tl.maximum(low, 1), row_ptr, row_ptr, 1.0, n, p, False, CHUNK)
+    _mass, _mass2, many = _masses(row_ptr, n, k, k, CHUNK)
+    return k, many
+
+
+@triton.jit
+def _thresholds(x_ptr, lines_ptr, p, t, T, n):
+    """(k, kept) [t] of T rows of n entries: those with key k at least are kept."""
+    kind = x_ptr.dtype.element_ty
+    line = lines_ptr + t * LINE
+    real = t < T
+    j = tl.arange(0, KEYS)[None, :]
+    counts = tl.load(line[:, None] + j, mask=real[:, None], other=0)
+    whole = tl.load(line + _MASS, mask=real, other=0)
+    above = tl.load(line + _ABOVE, mask=real, other=0)
+    many = tl.load(line + _MANY, mask=real, other=0).to(tl.int32)
+    odd = tl.load(line + _ODD, mask=real, other=0)
+    near = tl.load(line + _NEAR, mask=real, other=0).to(tl.int32)
+    lowest = near - KEYS // 2
+    value = key_value(tl.maximum(lowest[:, None] + j, 0), kind) * _unit(near)[:, None]
+    reached = tl.cumsum(counts * value.to(tl.int64), axis=1, reverse=True) + above[:, None]
+    target = tl.ceil(p * whole.to(tl.float64)).to(tl.int64)
+    enough = reached >= target[:, None]
+    m = tl.sum(enough.to(tl.int32), axis=1)
+    least = tl.min(tl.where(enough, reached, 0x7FFFFFFFFFFFFFFF), axis=1)
+    most = tl.max(tl.where(enough, above[:, None], reached), axis=1)
+    k = tl.where(real, lowest + m - 1, 0x7FFF)
+    kept = many + tl.sum(tl.where(j >= m[:, None] - 1, counts, 0).to(tl.int32), axis=1)
+    # Small entries are off by half a unit each. At p = 1 no mass is larger than the target.
+    sure = (m > 0) & (m < KEYS) & (least - target > n) & (target - most > n)
+    sure &= (near > _LEAST) & (lowest + KEYS < infinite_key(kind)) & (odd == 0)
+    if tl.sum((real & (sure == 0)).to(tl.int32), axis=0) > 0:
+        for row in range(0, T):
+            if tl.sum(((t == row) & (sure == 0)).to(tl.int32), axis=0) > 0:
+                found, found_kept = _searched(x_ptr + row * n, n, p, 1024)
+                k = tl.where(t == row, found, k)
+                kept = tl.where(t == row, found_kept, kept)
+    return k, kept
+
+
+@triton.jit(do_not_specialize=["T"])
+def list_counted_kernel(
+    x_ptr,
+    near_ptr,
+    lines_ptr,
+    kept_ptr,
+    values_ptr,
+    rows_ptr,
+    lengths_ptr,
+    p_ptr,
+    T,
+    n,
+    space,
+    BT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PACKED: tl.constexpr,
+    WAIT: tl.constexpr,
+    TRIGGER: tl.constexpr,
+):
+    # Program (run, group): lists what some row kept of a run of `space` channels, and packs PACKED rows to the list.
+    run, group = tl.program_id(0), tl.program_id(1)
+    t = tl.arange(0, BT)
+    i = run * space + tl.arange(0, BLOCK)
+    inside = i < tl.minimum((run + 1) * space, n)
+    if WAIT:
+        gdc_wait()
+    if TRIGGER:
+        gdc_launch_dependents()
+    entries = ()
+    for row in tl.static_range(BT):
+        entries += (tl.load(x_ptr + tl.minimum(T - 1, row) * n + i, mask=inside, other=0.0),)
+    k, kept = _thresholds(x_ptr, lines_ptr, tl.load(p_ptr), t, T, n)
+    if run + group == 0:
+        tl.store(near_ptr + t, k, mask=t < T)
+        tl.store(kept_ptr + t, kept, mask=t < T)
+    # Every thread needs all thresholds: four to a sum.
+    words = ()
+    for first in tl.static_range(0, BT, 4):
+        part = k.to(tl.int64) << ((t % 4) * 16).to(tl.int64)
+        words += (tl.sum(tl.where(t // 4 == first // 4, part, 0), axis=0),)
+    some = tl.zeros((BLOCK,), tl.int32)
+    for row in tl.static_range(BT):
+        key = ((words[row // 4] >> (row % 4 * 16)) & 0x7FFF).to(tl.int32)
+        some |= (magnitude_key(entries[row]) >= key).to(tl.int32)
+    place = run * space + tl.cumsum(some, axis=0) - some
+    if group == 0:
+        tl.store(lengths_ptr + run, tl.sum(some, axis=0))
+        tl.store(rows_ptr + place, i, mask=some > 0)
+    for row in tl.static_range(BT):
+        if (group == row // PACKED) & (row < T):
+            key = ((words[row // 4] >> (row % 4 * 16)) & 0x7FFF).to(tl.int32)
+            x = tl.where(magnitude_key(entries[row]) >= key, entries[row], 0.0)
+            tl.store(values_ptr + row * n + place, x, mask=some > 0)

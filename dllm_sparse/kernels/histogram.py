@@ -1,0 +1,24 @@
+"""What a product counts of its result, so that selecting from it needs no search: see `packing.select`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LINE = 72
+"""Numbers kept of a row; what they are says `kernels/gpu/histogram.py`."""
+
+
+class Histogram(NamedTuple):
+    """`lines` [M, LINE] int64, zero before the rows are made; `near` [M] int32, bits of the last thresholds or 0."""
+
+    lines: Tensor
+    near: Tensor
+
+
+def new_histogram(rows: int, device: torch.device) -> Histogram:
+    """One that has seen nothing."""
+    lines = torch.zeros((rows, LINE), dtype=torch.int64, device=device)
+    return Histogram(lines, torch.zeros(rows, dtype=torch.int32, device=device))
