@@ -37,7 +37,7 @@ CPU_COSTS: Mapping[torch.dtype, CpuCost] = MappingProxyType(
     {torch.float32: CpuCost(3.5e9, 1.55, 1.4), torch.bfloat16: CpuCost(5.0e9, 1.25, 1.9)}
 )
 
-LISTING_LIMIT = ((1, 0.84), (2, 0.76), (8, 0.73), (16, 0.66), (32, 0.5), (64, 0.2))
+LISTING_LIMIT = ((1, 0.85), (2, 0.84), (4, 0.82), (8, 0.8), (16, 0.75), (32, 0.65), (64, 0.3))
 """(most rows, share of the channels some row kept) up to which reading only those beats reading all, on an H200
 (`bench kernels`; above 32 rows estimated)."""
 

@@ -17,6 +17,7 @@ RUNS = 16
 """Runs of a list of rows that were counted, each written by programs of its own."""
 
 _CHUNK, _ROWS = 256, 8  # channels of the list a program writes, and rows it packs to them
+_COUNTED_ROWS = 2  # the same where rows were counted
 
 
 class Selected:
@@ -125,10 +126,9 @@ def _list_counted(x: Tensor, p: Tensor, histogram: Histogram, kept: Tensor, leng
     values = torch.empty_like(x)
     index = torch.empty(n, dtype=torch.int32, device=x.device)
     lengths = torch.empty(RUNS, dtype=torch.int32, device=x.device) if lengths is None else lengths
-    packed = 2 if rows <= 8 else 4  # rows a program packs
-    list_counted_kernel[(RUNS, -(-rows // packed))](
+    list_counted_kernel[(RUNS, -(-rows // _COUNTED_ROWS))](
         x, histogram.near, histogram.lines, kept, values, index, lengths, p, rows, n, space,
-        BT=1 << (rows - 1).bit_length(), BLOCK=1 << (space - 1).bit_length(), PACKED=packed,
+        BT=1 << (rows - 1).bit_length(), BLOCK=1 << (space - 1).bit_length(), PACKED=_COUNTED_ROWS,
         num_warps=8, **_overlap(x),
     )  # fmt: skip
     return Listed(values, index, lengths)
