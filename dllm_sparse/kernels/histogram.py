@@ -10,6 +10,9 @@ from torch import Tensor
 LINE = 72
 """Numbers kept of a row; what they are says `kernels/gpu/histogram.py`."""
 
+FEWEST, MOST = 2, 8
+"""Rows that are worth counting: a single row is searched in the time that counting it takes."""
+
 
 class Histogram(NamedTuple):
     """`lines` [M, LINE] int64, zero before the rows are made; `near` [M] int32, bits of the last thresholds or 0."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels import reference, streaming
-from dllm_sparse.kernels.histogram import Histogram
+from dllm_sparse.kernels.histogram import FEWEST, MOST, Histogram
 from dllm_sparse.kernels.listing import Listed, list_kept, run_space
 
 RUNS = 16
@@ -44,16 +44,17 @@ def select(
     `p` [1] fp64 is on the device. `guesses` [M] fp32: the thresholds found last time as shares of their rows' masses
     (0 where none), replaced by the new ones. `kept` [M] int32 receives how many entries each row kept. With `norm`
     (weight [n], eps) the row is RMS-normalised first. With `listing` the channels that any row kept are listed and the
-    rows packed to them; how many they are goes to `count` [1] int32 too, if it is given and M > 1. Several rows mark
-    the channels in `marks` [mark_words(n) or more] int32, which must be zero before; None makes them.
+    rows packed to them; how many they are goes to `count` [1 or more] int32 too, if it is given and M > 1. Several rows
+    mark the channels in `marks` [mark_words(n) or more] int32, which must be zero before; None makes them.
 
     Rows that `can_be_counted` are listed from the `histogram` of the product that made them, which receives the
-    thresholds in place of `guesses`: one launch, no search. Their list lies in RUNS runs, `count` is [RUNS].
+    thresholds in place of `guesses`: one launch, no search. Their list lies in RUNS runs, whose lengths `count` receives.
     """
+    alone = None if count is None else count[:1]
     if not streaming.on_gpu(x):
         masked = reference.select(x if norm is None else reference.rms_norm(x, *norm), p)
         kept.copy_(masked.count_nonzero(-1))
-        return Selected(masked, list_kept(masked, count) if listing else None)
+        return Selected(masked, list_kept(masked, alone) if listing else None)
     if listing and x.shape[0] == 1:
         return Selected(None, _list_one(x, p, guesses, kept, norm))
     if listing and histogram is not None and norm is None:
@@ -61,15 +62,15 @@ def select(
     if listing and marks is None:
         marks = torch.zeros(mark_words(x.shape[1]), dtype=torch.int32, device=x.device)
     masked = _mask(x, p, guesses, kept, norm, marks if listing else None)
-    return Selected(masked, _pack(masked, marks, count) if listing and marks is not None else None)
+    return Selected(masked, _pack(masked, marks, alone) if listing and marks is not None else None)
 
 
 def can_be_counted(x: Tensor) -> bool:
-    """True for rows [M, n] that are listed sooner from a `Histogram`: 2 to 8 of bf16 on a GPU with the kernels.
+    """True for rows [M, n] that are listed sooner from a `Histogram`: a few of bf16 on a GPU with the kernels.
 
-    A single row's search takes as long as the counting. fp16 has too many values in the range that is counted.
+    fp16 has too many values in the range that is counted.
     """
-    return x.dtype == torch.bfloat16 and 2 <= x.shape[0] <= 8 and streaming.on_gpu(x)
+    return x.dtype == torch.bfloat16 and FEWEST <= x.shape[0] <= MOST and streaming.on_gpu(x)
 
 
 def mark_words(n: int) -> int:
@@ -111,7 +112,7 @@ def _pack(masked: Tensor, marks: Tensor, count: Tensor | None) -> Listed:
     rows, n = masked.shape
     packed = torch.empty_like(masked)
     index = torch.empty(n, dtype=torch.int32, device=masked.device)
-    count = torch.empty(1, dtype=torch.int32, device=masked.device) if count is None else count[:1]
+    count = torch.empty(1, dtype=torch.int32, device=masked.device) if count is None else count
     pack_kernel[(-(-n // _CHUNK), -(-rows // _ROWS))](
         masked, marks, packed, index, count, rows, n,
         BT=_ROWS, WORDS=mark_words(n), CHUNK=_CHUNK, num_warps=4, **_overlap(masked),
