@@ -48,7 +48,7 @@ def select(
     mark the channels in `marks` [mark_words(n) or more] int32, which must be zero before; None makes them.
 
     Rows that `can_be_counted` are listed from the `histogram` of the product that made them, which receives the
-    thresholds in place of `guesses`: one launch, no search. Their list lies in RUNS runs, whose lengths `count` receives.
+    thresholds in place of `guesses`: one launch, no search. Their list lies in RUNS runs; `count` receives the lengths.
     """
     alone = None if count is None else count[:1]
     if not streaming.on_gpu(x):
