@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LINE = 72
+LINE = 520
 """Numbers kept of a row; what they are says `kernels/gpu/histogram.py`."""
 
 FEWEST, MOST = 2, 8
@@ -19,6 +19,11 @@ class Histogram(NamedTuple):
 
     lines: Tensor
     near: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """The same memory [M, 2 LINE] int32, which begins with the counts of a row."""
+        return self.lines.view(torch.int32)
 
 
 def new_histogram(rows: int, device: torch.device) -> Histogram:

@@ -128,7 +128,7 @@ def _list_counted(x: Tensor, p: Tensor, histogram: Histogram, kept: Tensor, leng
     index = torch.empty(n, dtype=torch.int32, device=x.device)
     lengths = torch.empty(RUNS, dtype=torch.int32, device=x.device) if lengths is None else lengths
     list_counted_kernel[(RUNS, -(-rows // _COUNTED_ROWS))](
-        x, histogram.near, histogram.lines, kept, values, index, lengths, p, rows, n, space,
+        x, histogram.near, histogram.counts, histogram.lines, kept, values, index, lengths, p, rows, n, space,
         BT=1 << (rows - 1).bit_length(), BLOCK=1 << (space - 1).bit_length(), PACKED=_COUNTED_ROWS,
         num_warps=8, **_overlap(x),
     )  # fmt: skip

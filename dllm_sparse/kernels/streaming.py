@@ -138,6 +138,7 @@ def stream_matmul(
         x.rows if isinstance(x, Listed) else scratch.counters,
         x.length if isinstance(x, Listed) else scratch.counters,
         histogram.near if histogram is not None else scratch.counters,
+        histogram.counts if histogram is not None else scratch.counters,
         histogram.lines if histogram is not None else scratch.counters,
         tokens,
         n,

@@ -52,7 +52,7 @@ def products() -> None:
                 arrivals = torch.zeros(64, dtype=torch.int32)
                 stream_matmul_kernel[(-(-n // 32) * splits,)](
                     values, weight, bias, residual, out, torch.full((splits * tokens * columns,), torch.nan), arrivals,
-                    index, count, index, index, tokens, n, k, columns, splits, 1,
+                    index, count, index, index, index, tokens, n, k, columns, splits, 1,
                     BT=32 if tokens > 16 else 16, BN=32, BK=16, GATED=gated, ACT=0, LISTED=listed, RUNS=0,
                     COUNT=False, HAS_BIAS=True, HAS_RESIDUAL=True, ATOMIC=False, SWAP=tokens == 3, STAGES=1, **PLAIN,
                 )  # fmt: skip

@@ -15,13 +15,13 @@ from tests.kernels.interpreted import PLAIN, close
 
 
 @triton.jit
-def count_kernel(x_ptr, near_ptr, lines_ptr, T, n, BT: tl.constexpr, BN: tl.constexpr):  # type: ignore[no-untyped-def]
+def count_kernel(x_ptr, near_ptr, counts_ptr, lines_ptr, T, n, BT: tl.constexpr, BN: tl.constexpr):  # type: ignore[no-untyped-def]
     """What a product does with its result, for a result that is there."""
     t, i = tl.arange(0, BT), tl.program_id(0) * BN + tl.arange(0, BN)
     live = (t < T)[:, None] & (i < n)[None, :]
     x = tl.load(x_ptr + t[:, None] * n + i[None, :], mask=live, other=0.0)
     near = tl.load(near_ptr + t, mask=t < T, other=0)
-    count_near(x, live, near, t, T, lines_ptr, tl.program_id(0) == 0)
+    count_near(x, live, near, t, T, counts_ptr, lines_ptr, tl.program_id(0) == 0)
 
 
 def rows_of(kind: str, count: int, n: int) -> Tensor:
@@ -43,12 +43,13 @@ def rows_of(kind: str, count: int, n: int) -> Tensor:
 def check_list(x: Tensor, p: float, near: Tensor, packed: int) -> None:
     """What is listed of x [M, n], counted around the keys `near` [M], which become those of its thresholds."""
     (rows, n), runs, space = x.shape, 3, 64
-    lines = new_histogram(rows, torch.device("cpu")).lines
-    count_kernel[(5,)](x, near, lines, rows, n, BT=8, BN=32)
+    made = new_histogram(rows, torch.device("cpu"))
+    count_kernel[(5,)](x, near, made.counts, made.lines, rows, n, BT=8, BN=32)
     kept, lengths = torch.full((rows,), -1, dtype=torch.int32), torch.full((runs,), -1, dtype=torch.int32)
     values, index = torch.full_like(x, torch.nan), torch.full((n,), -1, dtype=torch.int32)
     list_counted_kernel[(runs, -(-rows // packed))](
-        x, near, lines, kept, values, index, lengths, torch.tensor([p], dtype=torch.float64), rows, n, space,
+        x, near, made.counts, made.lines, kept, values, index, lengths,
+        torch.tensor([p], dtype=torch.float64), rows, n, space,
         BT=1 << (rows - 1).bit_length(), BLOCK=64, PACKED=packed, **PLAIN,
     )  # fmt: skip
     truth = reference.select(x, p)
@@ -73,7 +74,8 @@ def counted_lists() -> None:
             found = near.tolist()
             check_list(x, p, near, packed)
             assert near.tolist() == found
-            check_list(x, p, near + 700, packed)
+            check_list(x, p, near + 70, packed)
+            check_list(x, p, near - 1400, packed)
 
 
 def lists_in_runs() -> None:
@@ -93,7 +95,7 @@ def lists_in_runs() -> None:
         out, arrivals = torch.full((tokens, n), torch.nan), torch.zeros(2, dtype=torch.int32)
         stream_matmul_kernel[(4,)](
             values, poisoned, values, values, out, torch.full((2 * tokens * n,), torch.nan), arrivals,
-            index, lengths, index, index, tokens, n, k, n, 2, space // 16,
+            index, lengths, index, index, index, tokens, n, k, n, 2, space // 16,
             BT=16, BN=64, BK=32, GATED=False, ACT=0, LISTED=True, RUNS=4, COUNT=False,
             HAS_BIAS=False, HAS_RESIDUAL=False, ATOMIC=False, SWAP=False, STAGES=1, **PLAIN,
         )  # fmt: skip

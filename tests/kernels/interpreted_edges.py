@@ -40,7 +40,7 @@ def lists() -> None:
             space = torch.full((splits * tokens * n,), 0.0 if atomic else torch.nan)
             stream_matmul_kernel[(2 * splits,)](
                 values, poisoned, values, residual, out, space, arrivals, index,
-                torch.tensor([length], dtype=torch.int32), index, index, tokens, n, k, n, splits, 1,
+                torch.tensor([length], dtype=torch.int32), index, index, index, tokens, n, k, n, splits, 1,
                 BT=16, BN=64, BK=32, GATED=False, ACT=0, LISTED=True, RUNS=0, COUNT=False,
                 HAS_BIAS=False, HAS_RESIDUAL=True, ATOMIC=atomic, SWAP=splits == 4, STAGES=1, **PLAIN,
             )  # fmt: skip

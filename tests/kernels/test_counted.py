@@ -80,7 +80,7 @@ def test_a_counted_ffn_equals_a_searched_one(scratch: Scratch, shape: tuple[int,
         truth = reference.select(hidden, 0.7)
         assert listed is not None
         check(listed, truth)
-        settled += int(state.lines[:, :64].sum(1).bool().sum())
+        settled += int(state.counts[:, :1024].sum(1).bool().sum())
         poisoned = torch.where((truth != 0).any(0)[:, None], down, torch.nan)
         found, exact = stream_matmul(listed, poisoned, scratch, residual=x), x.double() + truth.double() @ down.double()
         assert float((found.double() - exact).norm() / exact.norm()) < 4e-3

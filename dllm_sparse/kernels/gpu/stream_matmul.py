@@ -50,6 +50,7 @@ def stream_matmul_kernel(
     rows_ptr,
     count_ptr,
     near_ptr,
+    counts_ptr,
     lines_ptr,
     T,
     N,
@@ -188,4 +189,4 @@ def stream_matmul_kernel(
         y = y.to(dtype)
         tl.store(out_ptr + place, y, mask=live_out)
         if COUNT:
-            count_near(y, live_out, near, t, T, lines_ptr, block == 0)
+            count_near(y, live_out, near, t, T, counts_ptr, lines_ptr, block == 0)
