@@ -14,7 +14,8 @@ from torch import Tensor
 from dllm_sparse.doctor.verdicts import NotHere, Wrong, within
 from dllm_sparse.kernels import reference
 from dllm_sparse.kernels.cpu import CPU_DTYPES, sparse_matvec
-from dllm_sparse.kernels.packing import select
+from dllm_sparse.kernels.histogram import new_histogram
+from dllm_sparse.kernels.packing import can_be_counted, select
 from dllm_sparse.kernels.selection import triton_installed
 from dllm_sparse.kernels.streaming import Scratch, can_stream, stream_matmul
 from dllm_sparse.sparsity.rules import top_p_mask
@@ -86,8 +87,14 @@ def _streamed(values: Tensor, weight: Tensor) -> Tensor:
     """Selection, the list of what some row kept, and the product over that list, as captured steps launch them."""
     if not can_stream(values, weight):
         raise NotHere("the streaming kernels need a CUDA GPU and triton")
-    guesses = torch.zeros(len(values), device=values.device)
+    guesses, scratch = torch.zeros(len(values), device=values.device), Scratch(values.device)
     p = torch.full((1,), _P, dtype=torch.float64, device=values.device)
-    listed = select(values, p, guesses, torch.zeros_like(guesses, dtype=torch.int32)).listed
+    counted = new_histogram(len(values), values.device) if can_be_counted(values) else None
+    for _ in range(2):  # without thresholds of a step before, and with them
+        if counted is not None:
+            counted.lines.zero_()
+            unit = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+            values = stream_matmul(values, unit, scratch, histogram=counted)
+        listed = select(values, p, guesses, torch.zeros_like(guesses, dtype=torch.int32), histogram=counted).listed
     assert listed is not None
-    return stream_matmul(listed, weight, Scratch(values.device))
+    return stream_matmul(listed, weight, scratch)

@@ -7,8 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LINE = 520
+KEYS = 1024
+"""Magnitudes that are counted, around a threshold."""
+
+LINE = KEYS // 2 + 8
 """Numbers kept of a row; what they are says `kernels/gpu/histogram.py`."""
+
+SEARCHED = KEYS // 2 + 5
+"""Where in a line stands whether its row had to be searched after all."""
 
 FEWEST, MOST = 2, 8
 """Rows that are worth counting: a single row is searched in the time that counting it takes."""
@@ -22,7 +28,7 @@ class Histogram(NamedTuple):
 
     @property
     def counts(self) -> Tensor:
-        """The same memory [M, 2 LINE] int32, which begins with the counts of a row."""
+        """The same memory [M, 2 LINE] int32: of each row, the KEYS counts come first."""
         return self.lines.view(torch.int32)
 
 

@@ -57,7 +57,8 @@ def select(
         return Selected(masked, list_kept(masked, alone) if listing else None)
     if listing and x.shape[0] == 1:
         return Selected(None, _list_one(x, p, guesses, kept, norm))
-    if listing and histogram is not None and norm is None:
+    if listing and histogram is not None and norm is None and can_be_counted(x):
+        assert count is None or count.numel() == RUNS
         return Selected(None, _list_counted(x, p, histogram, kept, count))
     if listing and marks is None:
         marks = torch.zeros(mark_words(x.shape[1]), dtype=torch.int32, device=x.device)

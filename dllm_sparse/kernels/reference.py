@@ -97,4 +97,5 @@ def select(x: Tensor, p: float | Tensor) -> Tensor:
     ordered = score.sort(dim=-1, descending=True).values
     enough = ordered.cumsum(-1) < p * score.sum(-1, keepdim=True)
     threshold = ordered.gather(-1, enough.sum(-1, keepdim=True).clamp_max(x.shape[-1] - 1))
+    threshold = threshold * (p < 1)  # the sum in fp64 may miss the smallest
     return torch.where(score < threshold, 0.0, x)  # not `>=`: NaN goes on to where it is noticed

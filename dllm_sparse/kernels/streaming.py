@@ -123,6 +123,7 @@ def stream_matmul(
     runs = x.length.numel() if isinstance(x, Listed) else 1
     if runs > 1:
         tile = tile._replace(splits=runs // RUNS_A_SHARE)
+    assert histogram is None or (values.dtype == torch.bfloat16 and tile.columns <= 128)
     out = torch.empty((tokens, n), dtype=values.dtype, device=values.device)
     space = scratch.space(tile.splits * tokens * n * (2 if gated else 1) if tile.splits > 1 else 1)
     if atomic and tile.splits > 1:

@@ -41,6 +41,8 @@ class GraphSparseFFN:
         self._p = torch.tensor(knobs, dtype=torch.float64, device=self._device)
         self.by_rows: dict[int, GraphRows] = {}
         self._context = StepContext(Step(0, 1), torch.zeros(0))
+        weights = forward.net.embedding.weight
+        self._counts = config.scope == "token" and (always or on_gpu(weights)) and weights.dtype == torch.bfloat16
         self._forward = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._broken_at = torch.full_like(self._forward, -1)  # the first forward with NaN or Inf
 
@@ -66,7 +68,10 @@ class GraphSparseFFN:
         if rows not in self.by_rows:
             long = self.config.where == "faster" and rows > MAX_STREAMED
             layers, lists = self.forward.net.config.layers, self.on_gpu or self._always
-            self.by_rows[rows] = GraphRows(layers, self._widths, rows, self._device, listing=lists, dense=long)
+            counting = self._counts and "intermediate" in self._places
+            self.by_rows[rows] = GraphRows(
+                layers, self._widths, rows, self._device, listing=lists, dense=long, counting=counting
+            )
         self.by_rows[rows].begin()
 
     def __call__(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -135,7 +140,7 @@ class GraphSparseFFN:
 
     def _histogram(self, ffn: FeedForward, x: Tensor) -> Histogram | None:
         """Where act(gate) * up of rows like x [M, D] is counted; None where its selection has no use for that."""
-        if self.config.scope != "token" or not self._masks("intermediate", ffn.layer) or not can_be_counted(x):
+        if not self._counts or not self._masks("intermediate", ffn.layer) or not can_be_counted(x):
             return None
         state, weights = self.by_rows[x.shape[0]], (ffn.gate_up_proj.weight.t(), ffn.down_proj.weight.t())
         listing = state.listing[ffn.layer][self._places["intermediate"]]

@@ -36,7 +36,8 @@ class GraphRows:
 
     `guesses` fp32 and `kept` int32 [L, S, M], `union` [L, S, RUNS] int32: thresholds as shares of their rows' masses,
     entries and (their sum) channels of the last forward; `marks` [L, S, words] int32, zero before a forward, is where
-    it marks channels, `lines` [L, M, LINE] int64 and `near` [L, M] int32 are the histograms of the intermediate.
+    it marks channels, `lines` [L, M, LINE] int64 and `near` [L, M] int32 are the histograms of the intermediate,
+    with `counting`.
     `union` is measured at every forward where the list is made (padding is in it then, so forwards with padding do not
     count), and else while `measures`: finding it costs more than the products could save.
     """
@@ -50,6 +51,7 @@ class GraphRows:
         *,
         listing: bool,
         dense: bool,
+        counting: bool = False,
     ) -> None:
         self.rows, self.widths = rows, widths
         shape = (layers, len(widths))
@@ -61,7 +63,7 @@ class GraphRows:
         self.kept, self.union = zeros(rows, dtype=torch.int32), zeros(RUNS, dtype=torch.int32)
         words = mark_words(max(widths.values())) if 1 < rows <= MAX_STREAMED else 0
         self.marks = zeros(words, dtype=torch.int32)
-        counted = rows if FEWEST <= rows <= MOST else 0
+        counted = rows if counting and FEWEST <= rows <= MOST else 0
         self.lines = torch.zeros((layers, counted, LINE), dtype=torch.int64, device=device)
         self.near = torch.zeros((layers, counted), dtype=torch.int32, device=device)
         self._entries = torch.tensor(list(widths.values()), device=device)

@@ -57,16 +57,20 @@ def test_masks_and_counts_of_captured_steps_are_those_of_the_plain_path(
 
 
 def test_what_a_forward_marked_is_forgotten_before_the_next() -> None:
-    """Stale marks change no output, they only have more read: nothing else would notice."""
-    forward = FixedForward(tiny_lm().transformer, 8)
+    """Stale marks have more read and change no output; stale counts would, and no CPU has them."""
+    forward = FixedForward(tiny_lm().transformer.bfloat16(), 8)
     ffn = GraphSparseFFN(forward, ds.SparsityConfig(p=0.7), always=True)
     classes = torch.full((1, 4), TokenClass.MASKED)
     ffn.begin(classes)
     marks = ffn.by_rows[4].marks
     assert marks.numel() > 0
     marks.fill_(-1)
+    lines = ffn.by_rows[4].lines
+    assert lines.numel() > 0
+    lines.fill_(7)
     ffn.begin(classes)
     assert not marks.any()
+    assert not lines.any()
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ from torch import Tensor
 from dllm_sparse.kernels import reference
 from dllm_sparse.kernels.gpu.histogram import count_near, list_counted_kernel
 from dllm_sparse.kernels.gpu.stream_matmul import stream_matmul_kernel
-from dllm_sparse.kernels.histogram import new_histogram
+from dllm_sparse.kernels.histogram import SEARCHED, new_histogram
 from tests.kernels.interpreted import PLAIN, close
 
 
@@ -24,24 +24,11 @@ def count_kernel(x_ptr, near_ptr, counts_ptr, lines_ptr, T, n, BT: tl.constexpr,
     count_near(x, live, near, t, T, counts_ptr, lines_ptr, tl.program_id(0) == 0)
 
 
-def rows_of(kind: str, count: int, n: int) -> Tensor:
-    """Rows that counts settle, and rows that they do not."""
-    x = torch.randn(count, n)
-    if kind == "odd":
-        x[0] = 0
-        x[1] = x[1].round()
-        x[2, 1:] = 0
-        x[3] = 0.5
-        x[4, 7] = torch.inf
-        x[5, 3] = torch.nan
-        x[6] *= 1e-30
-        x[6, :5] *= 1e30
-        x[7] *= 1e-36
-    return x.bfloat16()
+def check_list(x: Tensor, p: float, near: Tensor, packed: int) -> list[int]:
+    """What is listed of x [M, n], counted around the keys `near` [M], which become those of its thresholds.
 
-
-def check_list(x: Tensor, p: float, near: Tensor, packed: int) -> None:
-    """What is listed of x [M, n], counted around the keys `near` [M], which become those of its thresholds."""
+    Returns which rows had to be searched.
+    """
     (rows, n), runs, space = x.shape, 3, 64
     made = new_histogram(rows, torch.device("cpu"))
     count_kernel[(5,)](x, near, made.counts, made.lines, rows, n, BT=8, BN=32)
@@ -53,7 +40,7 @@ def check_list(x: Tensor, p: float, near: Tensor, packed: int) -> None:
         BT=1 << (rows - 1).bit_length(), BLOCK=64, PACKED=packed, **PLAIN,
     )  # fmt: skip
     truth = reference.select(x, p)
-    assert kept.tolist() == truth.float().count_nonzero(-1).tolist()
+    assert kept.tolist() == (truth.float() != 0).sum(-1).tolist()
     for run in range(runs):
         here = truth[:, run * space : (run + 1) * space]
         channels = (here != 0).any(0).nonzero().flatten()
@@ -61,21 +48,47 @@ def check_list(x: Tensor, p: float, near: Tensor, packed: int) -> None:
         listed = slice(run * space, run * space + len(channels))
         assert torch.equal(index[listed].long(), run * space + channels)
         assert torch.equal(values[:, listed].float().nan_to_num(-1), here[:, channels].float().nan_to_num(-1))
+    searched: list[int] = made.lines[:, SEARCHED].tolist()
+    return searched
+
+
+def near_threshold(x: Tensor, p: float) -> Tensor:
+    """The keys [M] of the thresholds of rows [M, n]."""
+    truth = reference.select(x, p).abs()
+    least = torch.where(truth > 0, truth, torch.inf).amin(-1)
+    return least.view(torch.int16).int()
 
 
 def counted_lists() -> None:
-    """Cold, around thresholds of other rows, of these rows, and of none that is near."""
-    for kind, rows, p, packed in (("even", 2, 0.3, 1), ("even", 5, 0.9, 2), ("even", 2, 1.0, 2), ("odd", 8, 0.9, 8)):
-        near = torch.zeros(rows, dtype=torch.int32)
-        check_list(rows_of(kind, rows, 150), p, near, packed)
-        x = rows_of(kind, rows, 150)
-        check_list(x, p, near, packed)
-        if kind == "even":
-            found = near.tolist()
-            check_list(x, p, near, packed)
-            assert near.tolist() == found
-            check_list(x, p, near + 70, packed)
-            check_list(x, p, near - 1400, packed)
+    """Cold, around thresholds of these rows, of others up to four octaves away, and of none that is near."""
+    for rows, p, packed in ((2, 0.3, 1), (5, 0.9, 2)):
+        near, x = torch.zeros(rows, dtype=torch.int32), torch.randn(rows, 150).bfloat16()
+        assert check_list(x, p, near, packed) == [1] * rows
+        assert near.tolist() == near_threshold(x, p).tolist()
+        for away in (0, 70, -300, 480):
+            x = torch.randn(rows, 150).bfloat16()
+            assert check_list(x, p, near_threshold(x, p) + away, packed) == [0] * rows
+        assert check_list(x, p, near - 1400, packed) == [1] * rows
+
+
+def rows_that_counts_do_not_settle() -> None:
+    """Zero, tiny, far apart, not finite, or with more small entries than the threshold allows for; p = 1."""
+    x = torch.randn(8, 150)
+    x[0] = 0
+    x[1] *= 1e-36
+    x[2, 7], x[3, 3], x[4, 9], x[5, 140] = torch.inf, torch.nan, 3e38, 1e7
+    x[6] = 0.6 * 2.0**-24  # each is counted as 2^-24: together they would reach the target with one entry too many
+    x[6, :10], x[6, 10] = 1.0, 0.5
+    x[7] = x[7].round()
+    x = x.bfloat16()
+    p = 10 * 2.0**24 / (10.5 * 2.0**24 + 110)
+    near = near_threshold(torch.randn(8, 150).bfloat16(), 0.9)
+    assert check_list(x, 0.9, near.clone(), 8) == [1, 1, 1, 1, 1, 1, 0, 0]
+    near[:] = torch.tensor(1.0).bfloat16().view(torch.int16).int()
+    assert check_list(x[6:], p, near[6:].clone(), 2)[0] == 1
+    wide = torch.randn(2, 150)
+    wide[:, :5] = torch.tensor([1e-18, 1e-22, 1e-26, 1e-30, 1e-35])
+    assert check_list(wide.bfloat16(), 1.0, near[:2].clone(), 2) == [1, 1]
 
 
 def lists_in_runs() -> None:
@@ -102,4 +115,4 @@ def lists_in_runs() -> None:
         close(out, (x * keep) @ weight)
 
 
-COUNTS = (counted_lists, lists_in_runs)
+COUNTS = (counted_lists, rows_that_counts_do_not_settle, lists_in_runs)

@@ -113,3 +113,13 @@ def test_forwards_too_long_for_lists_stay_dense() -> None:
         generation(made, 1.0, or_dense=True)
     assert not made.stale
     assert all(one for layer in made.dense for one in layer)
+
+
+def test_a_union_in_runs_is_one_number_once_its_site_runs_otherwise() -> None:
+    made = GraphRows(LAYERS, WIDTHS, 8, torch.device("cpu"), listing=True, dense=False)
+    made.kept[:] = 60
+    made.union[:] = 5  # in each of the runs
+    unions = made.union.sum(-1).tolist()
+    made.settle(always=False, on_gpu=True, or_dense=False)
+    assert made.union.sum(-1).tolist() == unions
+    assert not made.union[..., 1:].any()

@@ -11,16 +11,18 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from dllm_sparse.kernels import histogram
 from dllm_sparse.kernels.gpu.threshold import infinite_key, key_value, magnitude_key, settled_key
 
-KEYS = tl.constexpr(1024)  # counted around the last threshold: four octaves to either side
+KEYS = tl.constexpr(histogram.KEYS)  # counted around the last threshold: four octaves to either side
 _GROUP = tl.constexpr(16)  # keys that lie in one octave, where values rise evenly
-LINE = tl.constexpr(520)  # int64 of a row: the counts, two to one, then the five below
-_MASS = tl.constexpr(512)  # of all entries
-_ABOVE = tl.constexpr(513)  # of the entries above the counted keys
-_MANY = tl.constexpr(514)  # how many these are
-_ODD = tl.constexpr(515)  # not 0: there are entries too large to add, or NaN
-_NEAR = tl.constexpr(516)  # the key in the middle
+LINE = tl.constexpr(histogram.LINE)  # int64 of a row: the counts, two to one, then the six below
+_MASS = tl.constexpr(histogram.KEYS // 2)  # of all entries
+_ABOVE = tl.constexpr(histogram.KEYS // 2 + 1)  # of the entries above the counted keys
+_MANY = tl.constexpr(histogram.KEYS // 2 + 2)  # how many these are
+_ODD = tl.constexpr(histogram.KEYS // 2 + 3)  # not 0: there are entries too large to add, or NaN
+_NEAR = tl.constexpr(histogram.KEYS // 2 + 4)  # the key in the middle
+_SEARCHED = tl.constexpr(histogram.SEARCHED)  # 1 where the counts did not settle the threshold
 
 _FLAG = tl.constexpr(1 << 55)
 _LEAST = tl.constexpr(24 << 7)  # a smaller threshold has no unit in fp32
@@ -45,7 +47,7 @@ def count_near(y, live, near, t, T, counts_ptr, lines_ptr, FIRST):
     j = magnitude_key(y) - near[:, None] + KEYS // 2
     line = lines_ptr + t * LINE
     tl.atomic_add(counts_ptr + (t * (2 * LINE))[:, None] + j, 1, mask=live & (j >= 0) & (j < KEYS), sem="relaxed")
-    # The flags of up to 64 entries fit above their masses: two sums find four numbers.
+    # The flags of the up to 128 entries of a tile fit above their masses: two sums find four numbers.
     every = tl.sum(tl.where(live, units, 0), axis=1)
     above = tl.sum(tl.where(live & (j >= KEYS), units + _FLAG, 0), axis=1)
     real = t < T
@@ -96,14 +98,16 @@ def _searched(row_ptr, n, p, CHUNK: tl.constexpr):
             newton = tl.where(enough2, k2, k) + tl.minimum(tl.maximum(step, -32768.0), 32768.0).to(tl.int32)
             passes += 1
             k = tl.where((passes < 6) & (mass > mass2), newton, (low + high) // 2)
-    k = settled_key(tl.maximum(low, 1), row_ptr, row_ptr, 1.0, n, p, False, CHUNK)
+    k = tl.maximum(low, 1)
+    if p < 1:
+        k = settled_key(k, row_ptr, row_ptr, 1.0, n, p, False, CHUNK)
     _mass, _mass2, many = _masses(row_ptr, n, k, k, CHUNK)
     return k, many
 
 
 @triton.jit
 def _thresholds(x_ptr, counts_ptr, lines_ptr, p, t, T, n):
-    """(k, kept) [t] of T rows of n entries: those with key k at least are kept."""
+    """(k, kept, searched) [t] of T rows of n entries: those with key k at least are kept; 1 where no count says so."""
     kind = x_ptr.dtype.element_ty
     line = lines_ptr + t * LINE
     counts_ptr += t * (2 * LINE)
@@ -143,13 +147,14 @@ def _thresholds(x_ptr, counts_ptr, lines_ptr, p, t, T, n):
     # Small entries are off by half a unit each. At p = 1 no mass is larger than the target.
     sure = found & (m > 0) & (least - target > n) & (target - most > n)
     sure &= (near > _LEAST) & (lowest + KEYS < infinite_key(kind)) & (odd == 0)
-    if tl.sum((real & (sure == 0)).to(tl.int32), axis=0) > 0:
+    searched = (real & (sure == 0)).to(tl.int32)
+    if tl.sum(searched, axis=0) > 0:
         for row in range(0, T):
-            if tl.sum(((t == row) & (sure == 0)).to(tl.int32), axis=0) > 0:
-                searched, searched_kept = _searched(x_ptr + row * n, n, p, 1024)
-                k = tl.where(t == row, searched, k)
-                kept = tl.where(t == row, searched_kept, kept)
-    return k, kept
+            if tl.sum(tl.where(t == row, searched, 0), axis=0) > 0:
+                its, its_kept = _searched(x_ptr + row * n, n, p, 1024)
+                k = tl.where(t == row, its, k)
+                kept = tl.where(t == row, its_kept, kept)
+    return k, kept, searched
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -184,10 +189,11 @@ def list_counted_kernel(
     entries = ()
     for row in tl.static_range(BT):
         entries += (tl.load(x_ptr + tl.minimum(T - 1, row) * n + i, mask=inside, other=0.0),)
-    k, kept = _thresholds(x_ptr, counts_ptr, lines_ptr, tl.load(p_ptr), t, T, n)
+    k, kept, searched = _thresholds(x_ptr, counts_ptr, lines_ptr, tl.load(p_ptr), t, T, n)
     if run + group == 0:
         tl.store(near_ptr + t, k, mask=t < T)
         tl.store(kept_ptr + t, kept, mask=t < T)
+        tl.store(lines_ptr + t * LINE + _SEARCHED, searched.to(tl.int64), mask=t < T)
     # Every thread needs all thresholds: four to a sum.
     words = ()
     for first in tl.static_range(0, BT, 4):
