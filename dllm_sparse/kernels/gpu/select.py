@@ -1,7 +1,8 @@
 """Exact top-p selection of 16-bit rows: as masked rows, or as the list of channels that some row kept.
 
 The list of a single row comes from one launch: every program searches the row and writes its part of the list, since
-repeating the search takes less time than waiting for it. Of several rows the masks come first and then the list.
+repeating the search takes less time than waiting for it. Of several rows the masks come first and then the list,
+unless they were counted (`histogram.py`).
 """
 
 import triton
