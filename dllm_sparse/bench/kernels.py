@@ -91,8 +91,9 @@ class _Layer:
         self.guesses = torch.zeros((2, tokens), device=device)
         self.kept = torch.zeros((2, tokens), dtype=torch.int32, device=device)
         self.marks = torch.zeros((LAYERS, 2, mark_words(max(width, inner))), dtype=torch.int32, device=device)
-        self.lines = torch.zeros((LAYERS, tokens, LINE), dtype=torch.int64, device=device)
-        self.near = torch.zeros(tokens, dtype=torch.int32, device=device)
+        counted = tokens if can_be_counted(self.x[0]) else 0
+        self.lines = torch.zeros((LAYERS, counted, LINE), dtype=torch.int64, device=device)
+        self.near = torch.zeros(counted, dtype=torch.int32, device=device)
         self.p = [_knob(reference.rms_norm(self.x[0], self.norm, EPS), density)]
         self.p.append(_knob(self._hidden(0), density))
         self.hidden = [self._hidden(layer) for layer in range(LAYERS)]

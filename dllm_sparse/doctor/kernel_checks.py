@@ -90,10 +90,10 @@ def _streamed(values: Tensor, weight: Tensor) -> Tensor:
     guesses, scratch = torch.zeros(len(values), device=values.device), Scratch(values.device)
     p = torch.full((1,), _P, dtype=torch.float64, device=values.device)
     counted = new_histogram(len(values), values.device) if can_be_counted(values) else None
+    unit = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
     for _ in range(2):  # without thresholds of a step before, and with them
         if counted is not None:
             counted.lines.zero_()
-            unit = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
             values = stream_matmul(values, unit, scratch, histogram=counted)
         listed = select(values, p, guesses, torch.zeros_like(guesses, dtype=torch.int32), histogram=counted).listed
     assert listed is not None

@@ -41,8 +41,8 @@ class GraphSparseFFN:
         self._p = torch.tensor(knobs, dtype=torch.float64, device=self._device)
         self.by_rows: dict[int, GraphRows] = {}
         self._context = StepContext(Step(0, 1), torch.zeros(0))
-        weights = forward.net.embedding.weight
-        self._counts = config.scope == "token" and (always or on_gpu(weights)) and weights.dtype == torch.bfloat16
+        bf16 = forward.net.embedding.weight.dtype == torch.bfloat16
+        self._counts = config.scope == "token" and (always or self.on_gpu) and bf16
         self._forward = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._broken_at = torch.full_like(self._forward, -1)  # the first forward with NaN or Inf
 
