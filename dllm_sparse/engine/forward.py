@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dllm_sparse.engine.aside import Aside
 from dllm_sparse.kernels.cached_attention import Span, attend, rotate_and_store
 from dllm_sparse.kernels.histogram import Histogram
 from dllm_sparse.kernels.storage import store_by_input
@@ -48,7 +49,7 @@ class FFNRunner(Protocol):
         """A generation begins: forgets what was counted; returns the row counts M whose capture is out of date."""
 
     def begin(self, classes: Tensor) -> None:
-        """A forward of tokens with these classes [B, T] begins."""
+        """A forward of tokens with these classes [B, T] begins; launched aside."""
 
     def __call__(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One layer, on rows x [M, D] plus a pending delta [M, D]; returns the same pair for the next."""
@@ -67,6 +68,7 @@ class FixedForward:
         self.net = net
         device = net.embedding.weight.device
         self.scratch = Scratch(device)
+        self.aside = Aside(device)
         positions = torch.arange(length, device=device)
         angles = positions[:, None].float() * net.frequencies.to(device)
         self.tables = (angles.cos(), angles.sin())

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KEYS = 1024
+KEYS = 256
 """Magnitudes that are counted, around a threshold."""
 
 LINE = KEYS // 2 + 8

@@ -16,8 +16,9 @@ from dllm_sparse.kernels.listing import Listed, list_kept, run_space
 RUNS = 16
 """Runs of a list of rows that were counted, each written by programs of its own."""
 
-_CHUNK, _ROWS = 256, 8  # channels of the list a program writes, and rows it packs to them
-_COUNTED_ROWS = 2  # the same where rows were counted
+_CHUNK = 256  # channels of the list that a program writes
+_PACKED_CHUNK, _PACKED_ROWS = 128, 8  # the same where several rows are packed, and how many it packs
+_COUNTED_ROWS = 2  # rows it packs where they were counted
 
 
 class Selected:
@@ -114,9 +115,9 @@ def _pack(masked: Tensor, marks: Tensor, count: Tensor | None) -> Listed:
     packed = torch.empty_like(masked)
     index = torch.empty(n, dtype=torch.int32, device=masked.device)
     count = torch.empty(1, dtype=torch.int32, device=masked.device) if count is None else count
-    pack_kernel[(-(-n // _CHUNK), -(-rows // _ROWS))](
+    pack_kernel[(-(-n // _PACKED_CHUNK), -(-rows // _PACKED_ROWS))](
         masked, marks, packed, index, count, rows, n,
-        BT=_ROWS, WORDS=mark_words(n), CHUNK=_CHUNK, num_warps=4, **_overlap(masked),
+        BT=_PACKED_ROWS, WORDS=mark_words(n), CHUNK=_PACKED_CHUNK, num_warps=4, **_overlap(masked),
     )  # fmt: skip
     return Listed(packed, index, count)
 
@@ -130,8 +131,8 @@ def _list_counted(x: Tensor, p: Tensor, histogram: Histogram, kept: Tensor, leng
     lengths = torch.empty(RUNS, dtype=torch.int32, device=x.device) if lengths is None else lengths
     list_counted_kernel[(RUNS, -(-rows // _COUNTED_ROWS))](
         x, histogram.near, histogram.counts, histogram.lines, kept, values, index, lengths, p, rows, n, space,
-        BT=1 << (rows - 1).bit_length(), BLOCK=1 << (space - 1).bit_length(), PACKED=_COUNTED_ROWS,
-        num_warps=8, **_overlap(x),
+        BT=1 << (rows - 1).bit_length(), BLOCK=1 << (space - 1).bit_length(), ROW=_block(n),
+        PACKED=_COUNTED_ROWS, num_warps=8, **_overlap(x),
     )  # fmt: skip
     return Listed(values, index, lengths)
 

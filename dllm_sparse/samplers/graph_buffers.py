@@ -143,7 +143,8 @@ class GraphBuffers(ABC):
         cache = self.cache.front(len(ids))
         if self.ffn is None:
             return self.forward(ids, window, cache, rows)
-        self.ffn.begin(classes())
+        with self.forward.aside:
+            self.ffn.begin(classes())
         logits = self.forward(ids, window, cache, rows, self.ffn)
         self.ffn.end()
         return logits

@@ -45,6 +45,7 @@ class GraphSparseFFN:
         self._counts = config.scope == "token" and (always or self.on_gpu) and bf16
         self._forward = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._broken_at = torch.full_like(self._forward, -1)  # the first forward with NaN or Inf
+        self._watched: tuple[Tensor, Tensor | None] | None = None  # what is read aside
 
     @property
     def on_gpu(self) -> bool:
@@ -62,7 +63,7 @@ class GraphSparseFFN:
         return stale
 
     def begin(self, classes: Tensor) -> None:
-        """A forward of tokens with these classes [B, T] begins."""
+        """A forward of tokens with these classes [B, T] begins; launched aside."""
         self._context = StepContext(Step(0, 1), classes)
         rows = classes.numel()
         if rows not in self.by_rows:
@@ -76,9 +77,14 @@ class GraphSparseFFN:
 
     def __call__(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One layer; see `FFNRunner`."""
+        blocks, aside = self.forward.net.blocks, self.forward.aside
+        if block is blocks[0]:
+            aside.join()
         x, delta = self._masked(block, x, delta)
-        if block is self.forward.net.blocks[-1]:
-            self._watch(x if delta is None else x + delta)
+        if block is blocks[-1]:
+            self._watched = x, delta
+            with aside:
+                self._count(x if delta is None else x + delta)
         return x, delta
 
     def _masked(self, block: Block, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -100,10 +106,9 @@ class GraphSparseFFN:
         return self._down(ffn, chosen, x)
 
     def end(self) -> None:
-        """Adds this forward's counts to the totals."""
-        classes = self._context.token_class.flatten()
-        self.by_rows[len(classes)].add(classes)
-        self._forward += 1
+        """The forward ended: what it added to the totals is there."""
+        self.forward.aside.join()
+        self._watched = None
 
     def settle(self, rows: int) -> None:
         """Decides how the products of M rows run, from their first forward."""
@@ -125,14 +130,17 @@ class GraphSparseFFN:
             if self.on_gpu and not self._always:
                 state.decide_again(totals, or_dense=self.config.where == "faster")
 
-    def _watch(self, x: Tensor) -> None:
-        """Notes NaN or Inf in what the last layer leaves of real tokens [M, D].
+    def _count(self, x: Tensor) -> None:
+        """Adds this forward's counts to the totals; notes NaN or Inf in what the last layer leaves, x [M, D].
 
         Masks keep what is not finite, and nothing that is added to it makes it finite: this sees what any layer met.
+        Padding counts nowhere.
         """
-        real = self._context.token_class.flatten() != TokenClass.PADDING
-        broken = (~torch.isfinite(x.sum(-1, dtype=torch.float32)) & real).any()
+        classes = self._context.token_class.flatten()
+        broken = (~torch.isfinite(x.sum(-1, dtype=torch.float32)) & (classes != TokenClass.PADDING)).any()
         self._broken_at.copy_(torch.where(broken & (self._broken_at < 0), self._forward, self._broken_at))
+        self.by_rows[len(classes)].add(classes)
+        self._forward += 1
 
     def _masks(self, name: SiteName, layer: int) -> bool:
         state = self.by_rows[self._context.token_class.numel()]

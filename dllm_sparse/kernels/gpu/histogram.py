@@ -3,8 +3,8 @@
 The product that makes the rows counts, per row, how many entries have each of the keys around the last threshold, and
 the mass of what lies above and of everything (`count_near`). From that any program finds the threshold without reading
 the row. Masses are integers, in units of a power of two 2^-24 of the last threshold, so their sums are exact but for
-entries too small to matter; what the counts cannot settle is searched for in the row itself. Thresholds of a model move
-by an eighth and more from step to step (of the 135M model's, 18 to 38 %), hardly ever by a factor of sixteen.
+entries too small to matter; what the counts cannot settle is searched for in the row itself. From step to step 1 to 4 %
+of a model's thresholds move by more than an octave, which is what is counted to either side.
 """
 
 import triton
@@ -12,9 +12,9 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from dllm_sparse.kernels import histogram
-from dllm_sparse.kernels.gpu.threshold import infinite_key, key_value, magnitude_key, settled_key
+from dllm_sparse.kernels.gpu.threshold import infinite_key, key_value, magnitude_key, top_p_key
 
-KEYS = tl.constexpr(histogram.KEYS)  # counted around the last threshold: four octaves to either side
+KEYS = tl.constexpr(histogram.KEYS)  # counted around the last threshold: an octave to either side
 _GROUP = tl.constexpr(16)  # keys that lie in one octave, where values rise evenly
 LINE = tl.constexpr(histogram.LINE)  # int64 of a row: the counts, two to one, then the six below
 _MASS = tl.constexpr(histogram.KEYS // 2)  # of all entries
@@ -60,53 +60,7 @@ def count_near(y, live, near, t, T, counts_ptr, lines_ptr, FIRST):
 
 
 @triton.jit
-def _masses(row_ptr, n, k, k2, CHUNK: tl.constexpr):
-    """Masses in fp32 of the entries from the keys k and k2 on, and how many the first are."""
-    mass = tl.zeros((CHUNK,), tl.float32)
-    mass2 = tl.zeros((CHUNK,), tl.float32)
-    many = tl.zeros((CHUNK,), tl.int32)
-    for first in range(0, n, CHUNK):
-        i = first + tl.arange(0, CHUNK)
-        x = tl.load(row_ptr + i, mask=i < n, other=0.0)
-        key, magnitude = magnitude_key(x), tl.abs(x.to(tl.float32))
-        mass += tl.where(key >= k, magnitude, 0.0)
-        mass2 += tl.where(key >= k2, magnitude, 0.0)
-        many += (key >= k).to(tl.int32)
-    return tl.sum(mass, axis=0), tl.sum(mass2, axis=0), tl.sum(many, axis=0)
-
-
-@triton.jit
-def _searched(row_ptr, n, p, CHUNK: tl.constexpr):
-    """(k, how many entries have it or a larger one) of a row by itself: slower than `top_p_key`, in few registers."""
-    kind = row_ptr.dtype.element_ty
-    whole, _same, _many = _masses(row_ptr, n, 0, 0, CHUNK)
-    low = tl.program_id(0) * 0
-    if (whole > 1e-28) & (whole < 3e38) & (p < 1):
-        high = low + infinite_key(kind)
-        target = (p * whole.to(tl.float64)).to(tl.float32)
-        k = magnitude_key((1.9 * tl.sqrt((1.0 - p).to(tl.float32)) * whole / n).to(kind))
-        passes = 0
-        while high - low > 1:
-            k = tl.minimum(tl.maximum(k, low), high - 1)
-            k2 = tl.minimum(k + 8, high)
-            mass, mass2, _many = _masses(row_ptr, n, k, k2, CHUNK)
-            enough, enough2 = (mass >= target) & (mass > 0), (mass2 >= target) & (mass2 > 0)
-            low = tl.where(enough2, k2, tl.where(enough, k, low))
-            high = tl.where(enough2, high, tl.where(enough, k2, k))
-            missing = tl.where(enough2, mass2, mass) - target
-            step = tl.floor(tl.fdiv(missing * (k2 - k).to(tl.float32), mass - mass2))
-            newton = tl.where(enough2, k2, k) + tl.minimum(tl.maximum(step, -32768.0), 32768.0).to(tl.int32)
-            passes += 1
-            k = tl.where((passes < 6) & (mass > mass2), newton, (low + high) // 2)
-    k = tl.maximum(low, 1)
-    if p < 1:
-        k = settled_key(k, row_ptr, row_ptr, 1.0, n, p, False, CHUNK)
-    _mass, _mass2, many = _masses(row_ptr, n, k, k, CHUNK)
-    return k, many
-
-
-@triton.jit
-def _thresholds(x_ptr, counts_ptr, lines_ptr, p, t, T, n):
+def _thresholds(x_ptr, counts_ptr, lines_ptr, p, t, T, n, ROW: tl.constexpr):
     """(k, kept, searched) [t] of T rows of n entries: those with key k at least are kept; 1 where no count says so."""
     kind = x_ptr.dtype.element_ty
     line = lines_ptr + t * LINE
@@ -151,9 +105,11 @@ def _thresholds(x_ptr, counts_ptr, lines_ptr, p, t, T, n):
     if tl.sum(searched, axis=0) > 0:
         for row in range(0, T):
             if tl.sum(tl.where(t == row, searched, 0), axis=0) > 0:
-                its, its_kept = _searched(x_ptr + row * n, n, p, 1024)
+                i = tl.arange(0, ROW)
+                x = tl.load(x_ptr + row * n + i, mask=i < n, other=0.0)
+                its, _total = top_p_key(x, x_ptr + row * n, x_ptr, p, n, p, p.to(tl.float32) * 0, False)
                 k = tl.where(t == row, its, k)
-                kept = tl.where(t == row, its_kept, kept)
+                kept = tl.where(t == row, tl.sum((magnitude_key(x) >= its).to(tl.int32), axis=0), kept)
     return k, kept, searched
 
 
@@ -173,6 +129,7 @@ def list_counted_kernel(
     space,
     BT: tl.constexpr,
     BLOCK: tl.constexpr,
+    ROW: tl.constexpr,
     PACKED: tl.constexpr,
     WAIT: tl.constexpr,
     TRIGGER: tl.constexpr,
@@ -189,7 +146,7 @@ def list_counted_kernel(
     entries = ()
     for row in tl.static_range(BT):
         entries += (tl.load(x_ptr + tl.minimum(T - 1, row) * n + i, mask=inside, other=0.0),)
-    k, kept, searched = _thresholds(x_ptr, counts_ptr, lines_ptr, tl.load(p_ptr), t, T, n)
+    k, kept, searched = _thresholds(x_ptr, counts_ptr, lines_ptr, tl.load(p_ptr), t, T, n, ROW)
     if run + group == 0:
         tl.store(near_ptr + t, k, mask=t < T)
         tl.store(kept_ptr + t, kept, mask=t < T)
