@@ -44,8 +44,8 @@ def list_product() -> str:
     stream_matmul_kernel[(2,)](
         packed, weight, x, x, out, torch.full((256,), torch.nan), torch.zeros(64, dtype=torch.int32),
         rows, length, rows, rows, rows, 2, 32, 48, 64, 2, 3,
-        BT=16, BN=32, BK=16, GATED=True, ACT=0, LISTED=True, RUNS=0, COUNT=False, HAS_BIAS=False, HAS_RESIDUAL=False,
-        ATOMIC=False, SWAP=False, STAGES=1, **_PLAIN,
+        BT=16, BO=16, BN=32, BK=16, GATED=True, ACT=0, LISTED=True, RUNS=0, COUNT=False, HAS_BIAS=False,
+        HAS_RESIDUAL=False, ATOMIC=False, SWAP=False, STAGES=1, **_PLAIN,
     )  # fmt: skip
     return within("list product's error", float((out - truth).norm() / truth.norm()), 1e-5)
 

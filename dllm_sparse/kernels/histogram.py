@@ -16,8 +16,8 @@ LINE = KEYS // 2 + 8
 SEARCHED = KEYS // 2 + 5
 """Where in a line stands whether its row had to be searched after all."""
 
-FEWEST, MOST = 2, 8
-"""Rows that are worth counting: a single row is searched in the time that counting it takes."""
+MOST = 8
+"""Rows that are worth counting: more are searched in the time that it takes."""
 
 
 class Histogram(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels import reference, streaming
-from dllm_sparse.kernels.histogram import FEWEST, MOST, Histogram
+from dllm_sparse.kernels.histogram import MOST, Histogram
 from dllm_sparse.kernels.listing import Listed, list_kept, run_space
 
 RUNS = 16
@@ -18,7 +18,6 @@ RUNS = 16
 
 _CHUNK = 256  # channels of the list that a program writes
 _PACKED_CHUNK, _PACKED_ROWS = 128, 8  # the same where several rows are packed, and how many it packs
-_COUNTED_ROWS = 2  # rows it packs where they were counted
 
 
 class Selected:
@@ -56,11 +55,11 @@ def select(
         masked = reference.select(x if norm is None else reference.rms_norm(x, *norm), p)
         kept.copy_(masked.count_nonzero(-1))
         return Selected(masked, list_kept(masked, alone) if listing else None)
-    if listing and x.shape[0] == 1:
-        return Selected(None, _list_one(x, p, guesses, kept, norm))
     if listing and histogram is not None and norm is None and can_be_counted(x):
         assert count is None or count.numel() == RUNS
         return Selected(None, _list_counted(x, p, histogram, kept, count))
+    if listing and x.shape[0] == 1:
+        return Selected(None, _list_one(x, p, guesses, kept, norm))
     if listing and marks is None:
         marks = torch.zeros(mark_words(x.shape[1]), dtype=torch.int32, device=x.device)
     masked = _mask(x, p, guesses, kept, norm, marks if listing else None)
@@ -72,7 +71,7 @@ def can_be_counted(x: Tensor) -> bool:
 
     fp16 has too many values in the range that is counted.
     """
-    return x.dtype == torch.bfloat16 and FEWEST <= x.shape[0] <= MOST and streaming.on_gpu(x)
+    return x.dtype == torch.bfloat16 and x.shape[0] <= MOST and streaming.on_gpu(x)
 
 
 def mark_words(n: int) -> int:
@@ -129,10 +128,10 @@ def _list_counted(x: Tensor, p: Tensor, histogram: Histogram, kept: Tensor, leng
     values = torch.empty_like(x)
     index = torch.empty(n, dtype=torch.int32, device=x.device)
     lengths = torch.empty(RUNS, dtype=torch.int32, device=x.device) if lengths is None else lengths
-    list_counted_kernel[(RUNS, -(-rows // _COUNTED_ROWS))](
+    list_counted_kernel[(RUNS, rows)](
         x, histogram.near, histogram.counts, histogram.lines, kept, values, index, lengths, p, rows, n, space,
         BT=1 << (rows - 1).bit_length(), BLOCK=1 << (space - 1).bit_length(), ROW=_block(n),
-        PACKED=_COUNTED_ROWS, num_warps=8, **_overlap(x),
+        num_warps=8, **_overlap(x),
     )  # fmt: skip
     return Listed(values, index, lengths)
 

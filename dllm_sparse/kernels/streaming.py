@@ -26,6 +26,8 @@ MAX_STREAMED = 64
 RUNS_A_SHARE = 4
 """Runs of a list, where it lies in runs, that make up one share of a product."""
 
+_SWAPPED = 64  # columns from which on the weights are the tall operand
+
 PRODUCTS_OVERLAP, LAYERS_OVERLAP, LISTS_OVERLAP = (False, True), (True, False), (True, True)
 """Programmatic dependent launch of (products, the layers between, selections and the products that read their lists):
 (starts before the kernel in front has ended, lets the next one start early). Measured on an H200: small kernels gain
@@ -148,6 +150,7 @@ def stream_matmul(
         tile.splits,
         run_space(k, runs) // 16,
         BT=padded_tokens(tokens),
+        BO=8 if tokens <= 8 and tile.columns >= _SWAPPED else padded_tokens(tokens),
         BN=tile.columns,
         BK=tile.rows,
         GATED=gated,
@@ -158,7 +161,7 @@ def stream_matmul(
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         ATOMIC=atomic,
-        SWAP=tile.columns >= 64,
+        SWAP=tile.columns >= _SWAPPED,
         STAGES=tile.stages,
         num_warps=tile.warps,
         **overlapping(LISTS_OVERLAP if listed else PRODUCTS_OVERLAP, values.device),

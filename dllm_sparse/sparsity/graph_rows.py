@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dllm_sparse.kernels.dispatch import MEASURED_FOR, RECAPTURE_SHARE, listing_pays, still_pays, union_density
-from dllm_sparse.kernels.histogram import FEWEST, LINE, MOST, Histogram
+from dllm_sparse.kernels.histogram import LINE, MOST, Histogram
 from dllm_sparse.kernels.packing import RUNS, mark_words
 from dllm_sparse.kernels.selection import triton_installed
 from dllm_sparse.kernels.streaming import MAX_STREAMED
@@ -63,7 +63,7 @@ class GraphRows:
         self.kept, self.union = zeros(rows, dtype=torch.int32), zeros(RUNS, dtype=torch.int32)
         words = mark_words(max(widths.values())) if 1 < rows <= MAX_STREAMED else 0
         self.marks = zeros(words, dtype=torch.int32)
-        counted = rows if counting and FEWEST <= rows <= MOST else 0
+        counted = rows if counting and rows <= MOST else 0
         self.lines = torch.zeros((layers, counted, LINE), dtype=torch.int64, device=device)
         self.near = torch.zeros((layers, counted), dtype=torch.int32, device=device)
         self._entries = torch.tensor(list(widths.values()), device=device)

@@ -31,7 +31,7 @@ def products() -> None:
         rows = torch.randperm(k)[: k // 2].sort().values
         for gated in (False, True):
             for listed in (False, True):
-                columns = 2 * n if gated else n
+                columns, padded = 2 * n if gated else n, 32 if tokens > 16 else 16
                 weight = w[:, :columns].contiguous()
                 values, index, count = (
                     x,
@@ -53,8 +53,9 @@ def products() -> None:
                 stream_matmul_kernel[(-(-n // 32) * splits,)](
                     values, weight, bias, residual, out, torch.full((splits * tokens * columns,), torch.nan), arrivals,
                     index, count, index, index, index, tokens, n, k, columns, splits, 1,
-                    BT=32 if tokens > 16 else 16, BN=32, BK=16, GATED=gated, ACT=0, LISTED=listed, RUNS=0,
-                    COUNT=False, HAS_BIAS=True, HAS_RESIDUAL=True, ATOMIC=False, SWAP=tokens == 3, STAGES=1, **PLAIN,
+                    BT=padded, BO=8 if tokens == 3 else padded, BN=32, BK=16, GATED=gated, ACT=0, LISTED=listed,
+                    RUNS=0, COUNT=False, HAS_BIAS=True, HAS_RESIDUAL=True, ATOMIC=False, SWAP=tokens == 3,
+                    STAGES=1, **PLAIN,
                 )  # fmt: skip
                 close(out, truth)
                 assert not arrivals.any()

@@ -24,7 +24,7 @@ def count_kernel(x_ptr, near_ptr, counts_ptr, lines_ptr, T, n, BT: tl.constexpr,
     count_near(x, live, near, t, T, counts_ptr, lines_ptr, tl.program_id(0) == 0)
 
 
-def check_list(x: Tensor, p: float, near: Tensor, packed: int) -> list[int]:
+def check_list(x: Tensor, p: float, near: Tensor) -> list[int]:
     """What is listed of x [M, n], counted around the keys `near` [M], which become those of its thresholds.
 
     Returns which rows had to be searched.
@@ -34,10 +34,10 @@ def check_list(x: Tensor, p: float, near: Tensor, packed: int) -> list[int]:
     count_kernel[(5,)](x, near, made.counts, made.lines, rows, n, BT=8, BN=32)
     kept, lengths = torch.full((rows,), -1, dtype=torch.int32), torch.full((runs,), -1, dtype=torch.int32)
     values, index = torch.full_like(x, torch.nan), torch.full((n,), -1, dtype=torch.int32)
-    list_counted_kernel[(runs, -(-rows // packed))](
+    list_counted_kernel[(runs, rows)](
         x, near, made.counts, made.lines, kept, values, index, lengths,
         torch.tensor([p], dtype=torch.float64), rows, n, space,
-        BT=1 << (rows - 1).bit_length(), BLOCK=64, ROW=1 << (n - 1).bit_length(), PACKED=packed, **PLAIN,
+        BT=1 << (rows - 1).bit_length(), BLOCK=64, ROW=1 << (n - 1).bit_length(), **PLAIN,
     )  # fmt: skip
     truth = reference.select(x, p)
     assert kept.tolist() == (truth.float() != 0).sum(-1).tolist()
@@ -61,14 +61,14 @@ def near_threshold(x: Tensor, p: float) -> Tensor:
 
 def counted_lists() -> None:
     """Cold, around thresholds of these rows, of others up to an octave away, and of none that is near."""
-    for rows, p, packed in ((2, 0.3, 1), (5, 0.9, 2)):
+    for rows, p in ((1, 0.6), (2, 0.3), (5, 0.9)):
         near, x = torch.zeros(rows, dtype=torch.int32), torch.randn(rows, 150).bfloat16()
-        assert check_list(x, p, near, 8) == [1] * rows
+        assert check_list(x, p, near) == [1] * rows
         assert near.tolist() == near_threshold(x, p).tolist()
         for away in (0, 70, -60, 110):
             x = torch.randn(rows, 150).bfloat16()
-            assert check_list(x, p, near_threshold(x, p) + away, packed) == [0] * rows
-    assert check_list(x[:2], 0.9, near[:2] - 1400, 8) == [1, 1]
+            assert check_list(x, p, near_threshold(x, p) + away) == [0] * rows
+    assert check_list(x[:2], 0.9, near[:2] - 1400) == [1, 1]
 
 
 def rows_that_counts_do_not_settle() -> None:
@@ -83,12 +83,13 @@ def rows_that_counts_do_not_settle() -> None:
     x = x.bfloat16()
     p = 10 * 2.0**24 / (10.5 * 2.0**24 + 110)
     near = near_threshold(torch.randn(8, 150).bfloat16(), 0.5)
-    assert check_list(x, 0.9, near.clone(), 8) == [1, 1, 1, 1, 1, 1, 0, 0]
+    searched = [check_list(x[row : row + 2], 0.9, near[row : row + 2].clone()) for row in (0, 2, 4, 6)]
+    assert searched == [[1, 1], [1, 1], [1, 1], [0, 0]]
     near[:] = torch.tensor(1.0).bfloat16().view(torch.int16).int()
-    assert check_list(x[6:], p, near[6:].clone(), 2)[0] == 1
+    assert check_list(x[6:], p, near[6:].clone())[0] == 1
     wide = torch.randn(2, 150)
     wide[:, :5] = torch.tensor([1e-18, 1e-22, 1e-26, 1e-30, 1e-35])
-    assert check_list(wide.bfloat16(), 1.0, near[:2].clone(), 2) == [1, 1]
+    assert check_list(wide.bfloat16(), 1.0, near[:2].clone()) == [1, 1]
 
 
 def lists_in_runs() -> None:
@@ -109,7 +110,7 @@ def lists_in_runs() -> None:
         stream_matmul_kernel[(4,)](
             values, poisoned, values, values, out, torch.full((2 * tokens * n,), torch.nan), arrivals,
             index, lengths, index, index, index, tokens, n, k, n, 2, space // 16,
-            BT=16, BN=64, BK=32, GATED=False, ACT=0, LISTED=True, RUNS=4, COUNT=False,
+            BT=16, BO=16, BN=64, BK=32, GATED=False, ACT=0, LISTED=True, RUNS=4, COUNT=False,
             HAS_BIAS=False, HAS_RESIDUAL=False, ATOMIC=False, SWAP=False, STAGES=1, **PLAIN,
         )  # fmt: skip
         close(out, (x * keep) @ weight)

@@ -41,7 +41,7 @@ def lists() -> None:
             stream_matmul_kernel[(2 * splits,)](
                 values, poisoned, values, residual, out, space, arrivals, index,
                 torch.tensor([length], dtype=torch.int32), index, index, index, tokens, n, k, n, splits, 1,
-                BT=16, BN=64, BK=32, GATED=False, ACT=0, LISTED=True, RUNS=0, COUNT=False,
+                BT=16, BO=8 if splits == 4 else 16, BN=64, BK=32, GATED=False, ACT=0, LISTED=True, RUNS=0, COUNT=False,
                 HAS_BIAS=False, HAS_RESIDUAL=True, ATOMIC=atomic, SWAP=splits == 4, STAGES=1, **PLAIN,
             )  # fmt: skip
             close(out, residual + x[:, rows] @ weight[rows])

@@ -45,7 +45,7 @@ def check(listed: Listed, truth: Tensor) -> None:
         assert torch.equal(listed.values[:, place], here[:, channels])
 
 
-@pytest.mark.parametrize("rows", [2, 3, 8])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
 @pytest.mark.parametrize("width", [272, 1536, 4096])
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.8, 0.999, 1.0])
 def test_lists_equal_the_fp64_rule(scratch: Scratch, rows: int, width: int, p: float) -> None:
@@ -64,7 +64,7 @@ def test_lists_equal_the_fp64_rule(scratch: Scratch, rows: int, width: int, p: f
 
 
 @pytest.mark.parametrize("shape", [(1024, 3072), (4096, 12288), (4096, 14336)])
-@pytest.mark.parametrize("rows", [2, 5, 8])
+@pytest.mark.parametrize("rows", [1, 2, 5, 8])
 def test_a_counted_ffn_equals_a_searched_one(scratch: Scratch, shape: tuple[int, int], rows: int) -> None:
     width, inner = shape
     gate_up = torch.randn(width, 2 * inner, device="cuda", dtype=torch.bfloat16) * width**-0.5

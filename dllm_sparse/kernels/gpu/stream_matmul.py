@@ -38,6 +38,14 @@ def _in_runs(k, begins, ends, shifts, RUNS: tl.constexpr):
     return tl.max_contiguous(tl.multiple_of(k + shift, 16), 16), k < end
 
 
+@triton.jit
+def _turned(acc, BO: tl.constexpr):
+    """The first BO tokens of acc [BN, BT] as [BO, BN]: all of them, or half."""
+    if acc.shape[1] > BO:
+        acc, _rest = tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, BO)), (0, 2, 1)))
+    return tl.trans(acc)
+
+
 @triton.jit(do_not_specialize=["T", "SPLITS", "space16"])
 def stream_matmul_kernel(
     x_ptr,
@@ -59,6 +67,7 @@ def stream_matmul_kernel(
     SPLITS,
     space16,
     BT: tl.constexpr,
+    BO: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     GATED: tl.constexpr,
@@ -74,9 +83,10 @@ def stream_matmul_kernel(
     TRIGGER: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    # GATED: W is [K, 2N], gate columns first; out = act(x @ gate) * (x @ up).
-    # LISTED: only rows_ptr[:count] of W are read, and x[:, j] belongs to row rows_ptr[j]. With RUNS the list lies in
-    # runs of their own lengths, RUNS of them a share. COUNT: the result is counted for a selection (histogram.py).
+    # The tensor cores see BT tokens, the result is made of BO. GATED: W is [K, 2N], gate columns first;
+    # out = act(x @ gate) * (x @ up). LISTED: only rows_ptr[:count] of W are read, and x[:, j] belongs to row
+    # rows_ptr[j]. With RUNS the list lies in runs of their own lengths, RUNS of them a share. COUNT: the result is
+    # counted for a selection (histogram.py).
     dtype = out_ptr.dtype.element_ty
     column_blocks = tl.cdiv(N, BN)
     block = tl.program_id(0) % column_blocks
@@ -86,8 +96,9 @@ def stream_matmul_kernel(
     live_n = n < N
     if WAIT:
         gdc_wait()
+    t_out = tl.arange(0, BO)
     if COUNT:
-        near = tl.load(near_ptr + t, mask=t < T, other=0)
+        near = tl.load(near_ptr + t_out, mask=t_out < T, other=0)
     begins, ends, shifts = (), (), ()
     if RUNS:
         begin = 0
@@ -140,12 +151,12 @@ def stream_matmul_kernel(
             else:
                 up = tl.dot(x, w, up, input_precision="ieee")
     if SWAP:
-        acc = tl.trans(acc)
-        up = tl.trans(up)
+        acc = _turned(acc, BO)
+        up = _turned(up, BO)
     if TRIGGER:
         gdc_launch_dependents()
-    place = t[:, None] * N + n[None, :]
-    live_out = (t < T)[:, None] & live_n[None, :]
+    place = t_out[:, None] * N + n[None, :]
+    live_out = (t_out < T)[:, None] & live_n[None, :]
     slab = T * N
     last = True
     if SPLITS > 1:
@@ -167,8 +178,8 @@ def stream_matmul_kernel(
                 if GATED:
                     up = tl.load(workspace_ptr + slab + place, mask=live_out, other=0.0, cache_modifier=".cg")
             else:
-                acc = tl.zeros((BT, BN), tl.float32)
-                up = tl.zeros((BT, BN), tl.float32)
+                acc = tl.zeros((BO, BN), tl.float32)
+                up = tl.zeros((BO, BN), tl.float32)
                 for s in range(0, SPLITS):
                     theirs = workspace_ptr + s * slab * (2 if GATED else 1) + place
                     acc += tl.load(theirs, mask=live_out, other=0.0, cache_modifier=".cg")
@@ -189,4 +200,4 @@ def stream_matmul_kernel(
         y = y.to(dtype)
         tl.store(out_ptr + place, y, mask=live_out)
         if COUNT:
-            count_near(y, live_out, near, t, T, counts_ptr, lines_ptr, block == 0)
+            count_near(y, live_out, near, t_out, T, counts_ptr, lines_ptr, block == 0)
