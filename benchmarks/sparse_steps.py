@@ -41,7 +41,7 @@ SETTINGS = (
         {"gen_length": 64},
         ((0.97, "faster"), (0.84, "everywhere"), (0.7, "everywhere"), (0.5, "everywhere")),
     ),
-    Setting("llada-8b", dual(4), ((0.44, "everywhere"), (0.35, "everywhere"))),
+    Setting("llada-8b", dual(4), ((0.45, "everywhere"), (0.35, "everywhere"))),
     Setting("llada-8b", dual(8), ((0.33, "everywhere"), (0.27, "everywhere"))),
     Setting("llada-8b", dual(32), ((0.9, "faster"), (0.5, "faster"), (0.9, "everywhere"))),
     Setting("llada-8b", dual(32, execution="eager"), ()),
