@@ -68,28 +68,38 @@ def counted_lists() -> None:
         for away in (0, 70, -60, 110):
             x = torch.randn(rows, 150).bfloat16()
             assert check_list(x, p, near_threshold(x, p) + away) == [0] * rows
-    assert check_list(x[:2], 0.9, near[:2] - 1400) == [1, 1]
+    for away in (135, -1400):  # just below the keys that are counted; far above
+        assert check_list(x[:2], 0.9, near_threshold(x[:2], 0.9) + away) == [1, 1]
 
 
 def rows_that_counts_do_not_settle() -> None:
-    """Zero, tiny, far apart, not finite, or with more small entries than the threshold allows for; p = 1."""
-    x = torch.randn(8, 150)
+    """Zero, tiny, not finite, or of entries that no sum holds or that are too small to be counted; p = 1."""
+    x = torch.randn(6, 150)
+    near = near_threshold(x.bfloat16(), 0.9)
     x[0] = 0
     x[1] *= 1e-36
-    x[2, 7], x[3, 3], x[4, 9], x[5, 140] = torch.inf, torch.nan, 3e38, 1e7
-    x[6] = 0.6 * 2.0**-24  # each is counted as 2^-24: together they would reach the target with one entry too many
-    x[6, :10], x[6, 10] = 1.0, 0.5
-    x[7] = x[7].round()
+    x[2, 7], x[3, 3], x[4, 9] = torch.inf, torch.nan, 3e38
     x = x.bfloat16()
-    p = 10 * 2.0**24 / (10.5 * 2.0**24 + 110)
-    near = near_threshold(torch.randn(8, 150).bfloat16(), 0.5)
-    searched = [check_list(x[row : row + 2], 0.9, near[row : row + 2].clone()) for row in (0, 2, 4, 6)]
-    assert searched == [[1, 1], [1, 1], [1, 1], [0, 0]]
-    near[:] = torch.tensor(1.0).bfloat16().view(torch.int16).int()
-    assert check_list(x[6:], p, near[6:].clone())[0] == 1
-    wide = torch.randn(2, 150)
+    for row in range(5):
+        assert check_list(x[row : row + 1], 0.9, near[row : row + 1].clone()) == [1]
+    assert check_list(x[4:], 0.9, near[4:].clone()) == [1, 0]
+    large = torch.rand(1, 150) * 1e38 + 1.6e38
+    near = near_threshold(large.bfloat16(), 0.2)
+    large[0, 5] = torch.inf  # and the keys around the threshold reach up to that
+    assert check_list(large.bfloat16(), 0.2, near) == [1]
+    many = torch.ones(1, 150)
+    many[:, :100] = 2.0**20  # together more than a mass may be
+    assert check_list(
+        many.bfloat16(), 1 - 25 / (100 * 2.0**20 + 50), near_threshold(torch.ones(1, 1).bfloat16(), 1)
+    ) == [1]
+    small = torch.full((1, 150), 0.6 * 2.0**-24)  # counted as nothing: with them the target takes one entry more
+    small[:, :10], small[:, 10] = 1.0, 0.5
+    p = 10 * 2.0**24 / (10.5 * 2.0**24 + 40)
+    assert check_list(small.bfloat16(), p, near_threshold(torch.ones(1, 1).bfloat16(), 1)) == [1]
+    wide = torch.randn(1, 150)
+    near = near_threshold(wide.bfloat16(), 0.9)
     wide[:, :5] = torch.tensor([1e-18, 1e-22, 1e-26, 1e-30, 1e-35])
-    assert check_list(wide.bfloat16(), 1.0, near[:2].clone()) == [1, 1]
+    assert check_list(wide.bfloat16(), 1.0, near) == [1]
 
 
 def lists_in_runs() -> None:

@@ -25,7 +25,7 @@ _NEAR = tl.constexpr(histogram.KEYS // 2 + 4)  # the key in the middle
 _SEARCHED = tl.constexpr(histogram.SEARCHED)  # 1 where the counts did not settle the threshold
 
 _FLAG = tl.constexpr(1 << 55)
-_LEAST = tl.constexpr(32 << 7)  # around smaller keys nothing is counted
+_LEAST = tl.constexpr(32 << 7)  # the smallest key counts lie around: what has no units then has no mass
 _LARGEST = tl.constexpr(38)  # octaves above a unit's mantissa that are added: 128 such entries stay below the flag
 _NUMBER = tl.constexpr(16)  # bits of a number of entries, below a mass in a sum of both
 _NUMBERS = tl.constexpr((1 << 16) - 1)
@@ -40,7 +40,7 @@ def _octaves(key, near):
 
 @triton.jit
 def _units(key, near):
-    """Entries with this bf16 key in those units as int64, rounded down; `near` is above _LEAST."""
+    """Entries with this bf16 key in those units as int64, rounded down; `near` is _LEAST or more."""
     octaves = _octaves(key, near)
     mantissa = ((key & 0x7F) | 0x80) >> tl.minimum(tl.maximum(-octaves, 0), 8)
     return mantissa.to(tl.int64) << tl.minimum(tl.maximum(octaves, 0), _LARGEST).to(tl.int64)
@@ -112,7 +112,7 @@ def _thresholds(x_ptr, counts_ptr, lines_ptr, p, t, T, n, ROW: tl.constexpr):
     # Each entry is off by less than a unit. At p = 1 no mass is larger than the target.
     sure = (groups < KEYS // _GROUP) & (keys < _GROUP) & (whole < _MOST) & (n <= _NUMBERS) & (odd == 0)
     sure &= ((least - target) >> _NUMBER > n) & ((target - most) >> _NUMBER > n)
-    sure &= (near > _LEAST) & (largest < infinite_key(x_ptr.dtype.element_ty))
+    sure &= largest < infinite_key(x_ptr.dtype.element_ty)
     searched = (real & (sure == 0)).to(tl.int32)
     if tl.sum(searched, axis=0) > 0:
         for row in range(0, T):
