@@ -20,7 +20,7 @@ _GROUP = tl.constexpr(16)  # keys that are looked at together before one by one
 _MASS = tl.constexpr(histogram.KEYS // 2)  # of all entries; the next three are made in one go
 _ABOVE = tl.constexpr(histogram.KEYS // 2 + 1)  # of the entries above the counted keys
 _MANY = tl.constexpr(histogram.KEYS // 2 + 2)  # how many these are
-_ODD = tl.constexpr(histogram.KEYS // 2 + 3)  # not 0: there are entries too large to add, or NaN
+_ODD = tl.constexpr(histogram.KEYS // 2 + 3)  # not 0: there are entries too large to add, Inf or NaN
 _NEAR = tl.constexpr(histogram.KEYS // 2 + 4)  # the key in the middle
 _SEARCHED = tl.constexpr(histogram.SEARCHED)  # 1 where the counts did not settle the threshold
 
@@ -54,7 +54,7 @@ def count_near(y, live, near, t, T, counts_ptr, lines_ptr, FIRST):
     """
     near = tl.maximum(near, _LEAST)
     key = magnitude_key(y)
-    fits = _octaves(key, near[:, None]) <= _LARGEST
+    fits = (_octaves(key, near[:, None]) <= _LARGEST) & (key < infinite_key(y.dtype))
     units = tl.where(fits, _units(key, near[:, None]), _FLAG)
     j = near[:, None] + (KEYS // 2 - 1) - key
     line = lines_ptr + t * LINE
@@ -112,7 +112,6 @@ def _thresholds(x_ptr, counts_ptr, lines_ptr, p, t, T, n, ROW: tl.constexpr):
     # Each entry is off by less than a unit. At p = 1 no mass is larger than the target.
     sure = (groups < KEYS // _GROUP) & (keys < _GROUP) & (whole < _MOST) & (n <= _NUMBERS) & (odd == 0)
     sure &= ((least - target) >> _NUMBER > n) & ((target - most) >> _NUMBER > n)
-    sure &= largest < infinite_key(x_ptr.dtype.element_ty)
     searched = (real & (sure == 0)).to(tl.int32)
     if tl.sum(searched, axis=0) > 0:
         for row in range(0, T):
