@@ -119,9 +119,9 @@ def stream_matmul(
     listed = isinstance(x, Listed)
     values = x.values if isinstance(x, Listed) else x
     tokens, k = values.shape
-    gated = activation is not None
+    gated, padded = activation is not None, padded_tokens(tokens)
     n = weight.shape[1] // (2 if gated else 1)
-    tile = tile or tile_for(Problem(padded_tokens(tokens), k, n, gated, listed), values.device)
+    tile = tile or tile_for(Problem(padded, k, n, gated, listed), values.device)
     runs = x.length.numel() if isinstance(x, Listed) else 1
     if runs > 1:
         tile = tile._replace(splits=runs // RUNS_A_SHARE)
@@ -149,8 +149,8 @@ def stream_matmul(
         weight.stride(0),
         tile.splits,
         run_space(k, runs) // 16,
-        BT=padded_tokens(tokens),
-        BO=8 if tokens <= 8 and tile.columns >= _SWAPPED else padded_tokens(tokens),
+        BT=padded,
+        BO=8 if tokens <= 8 and tile.columns >= _SWAPPED else padded,
         BN=tile.columns,
         BK=tile.rows,
         GATED=gated,

@@ -42,7 +42,7 @@ class GraphSparseFFN:
         self.by_rows: dict[int, GraphRows] = {}
         self._context = StepContext(Step(0, 1), torch.zeros(0))
         bf16 = forward.net.embedding.weight.dtype == torch.bfloat16
-        self._counts = config.scope == "token" and (always or self.on_gpu) and bf16
+        self._counting = config.scope == "token" and (always or self.on_gpu) and bf16
         self._forward = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._broken_at = torch.full_like(self._forward, -1)  # the first forward with NaN or Inf
         self._watched: tuple[Tensor, Tensor | None] | None = None  # what is read aside
@@ -69,7 +69,7 @@ class GraphSparseFFN:
         if rows not in self.by_rows:
             long = self.config.where == "faster" and rows > MAX_STREAMED
             layers, lists = self.forward.net.config.layers, self.on_gpu or self._always
-            counting = self._counts and "intermediate" in self._places
+            counting = self._counting and "intermediate" in self._places
             self.by_rows[rows] = GraphRows(
                 layers, self._widths, rows, self._device, listing=lists, dense=long, counting=counting
             )
@@ -148,7 +148,7 @@ class GraphSparseFFN:
 
     def _histogram(self, ffn: FeedForward, x: Tensor) -> Histogram | None:
         """Where act(gate) * up of rows like x [M, D] is counted; None where its selection has no use for that."""
-        if not self._counts or not self._masks("intermediate", ffn.layer) or not can_be_counted(x):
+        if not self._counting or not self._masks("intermediate", ffn.layer) or not can_be_counted(x):
             return None
         state, weights = self.by_rows[x.shape[0]], (ffn.gate_up_proj.weight.t(), ffn.down_proj.weight.t())
         listing = state.listing[ffn.layer][self._places["intermediate"]]
